@@ -1,0 +1,1 @@
+"""Efficient, distributed, self-supervised pretraining of speech encoders."""

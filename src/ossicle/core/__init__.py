@@ -1,0 +1,1 @@
+"""What every floor shares: dimensions, batches, clocks, seeds, errors."""

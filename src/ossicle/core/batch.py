@@ -1,0 +1,93 @@
+"""What the data floor hands to a system, and what an encoder and an objective hand back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ossicle.core.metrics import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cropped utterances of one length: no padding, so no mask.
+
+    Args:
+        waveform_BS: Float32 samples in [-1, 1], shape (B, S).
+        position: The batch's place in the endless sequence of global batches; seeds what is random in the step.
+        ids_B: Row of each utterance in the dataset index, int64, shape (B,).
+        starts_B: First sample of each crop in its utterance, int64, shape (B,).
+        labels_BT: Label ids on the model's clock, integer, shape (B, T), where the target is read from disk.
+    """
+
+    waveform_BS: Tensor
+    position: int
+    ids_B: Tensor
+    starts_B: Tensor
+    labels_BT: Tensor | None = None
+
+    def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
+        """The same batch on another device."""
+        labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=non_blocking)
+        return replace(
+            self,
+            waveform_BS=self.waveform_BS.to(device, non_blocking=non_blocking),
+            ids_B=self.ids_B.to(device, non_blocking=non_blocking),
+            starts_B=self.starts_B.to(device, non_blocking=non_blocking),
+            labels_BT=labels,
+        )
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, for copies that overlap with compute."""
+        labels = None if self.labels_BT is None else self.labels_BT.pin_memory()
+        return replace(
+            self,
+            waveform_BS=self.waveform_BS.pin_memory(),
+            ids_B=self.ids_B.pin_memory(),
+            starts_B=self.starts_B.pin_memory(),
+            labels_BT=labels,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """What a frontend makes of waveforms.
+
+    Args:
+        features_BTC: Frames, shape (B, T, C), before the encoder's input projection.
+        valid_BT: True where a frame is real, or None where every frame is.
+    """
+
+    features_BTC: Tensor
+    valid_BT: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOutput:
+    """What an encoder makes of frames.
+
+    Args:
+        last_BTD: The encoder's output, shape (B, T, D).
+        layers: Output of the input stage and of each block, L + 1 tensors (B, T, D), where they were asked for. The
+            last entry is the last block's output, before any final norm.
+    """
+
+    last_BTD: Tensor
+    layers: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveOutput:
+    """A loss as a sum and a count, so that accumulation, world size and batch shape leave it unchanged.
+
+    Args:
+        loss_sum: Scalar with gradient: the loss summed over what it is counted in.
+        count: Scalar without gradient: how many frames were summed.
+        logs: Additive metrics by full name, such as ``objective/accuracy_masked``.
+    """
+
+    loss_sum: Tensor
+    count: Tensor
+    logs: Mapping[str, Metric] = field(default_factory=dict)

@@ -1,0 +1,34 @@
+"""The contract of a frontend."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from ossicle.core.batch import Frames
+from ossicle.core.clock import FrameClock
+from ossicle.core.shapes import Float, Int
+
+
+class Frontend(nn.Module, ABC):
+    """Turns waveforms into frames, and states exactly which samples each frame sees.
+
+    Attributes:
+        clock: Kernel, stride and offset of the frames, in samples.
+        dim: Channels of a frame (C).
+    """
+
+    clock: FrameClock
+    dim: int
+
+    @abstractmethod
+    def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
+        """Frames of waveforms.
+
+        Args:
+            waveform_BS: Samples in [-1, 1] at ``clock.rate_hz``, shape (B, S).
+            lengths_B: Real samples of each row where rows are padded on the right, else None. The frames of a padded
+                row equal those of the row alone.
+
+        Returns:
+            Features (B, T, C) with T = ``clock.num_frames(S)``, and their validity where lengths were given.
+        """

@@ -1,0 +1,1 @@
+"""Parametrised modules that the floors above build with."""

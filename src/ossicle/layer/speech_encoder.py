@@ -1,0 +1,51 @@
+"""What an objective sees of the model it trains: steps from waveforms to encoded frames, and nothing of its parts."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from ossicle.core.batch import EncoderOutput, Frames
+from ossicle.core.clock import FrameClock
+from ossicle.core.shapes import Bool, Float, Int
+
+
+class SpeechEncoder(nn.Module, ABC):
+    """A frontend and an encoder as one model, open at the places where objectives mask, quantise or penalise.
+
+    ``forward`` is ``encode(embed(normalise(local(waveform))))`` without masks.
+
+    Attributes:
+        clock: The clock of the encoder's frames.
+        feature_dim: Channels of the frontend's frames (C).
+        dim: Width of the encoder's frames (D).
+        num_layers: Blocks of the encoder (L).
+    """
+
+    clock: FrameClock
+    feature_dim: int
+    dim: int
+    num_layers: int
+
+    @abstractmethod
+    def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
+        """The frontend's frames (B, T, C), before normalisation."""
+
+    @abstractmethod
+    def normalise(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """Layer norm of the frontend's frames: what wav2vec 2.0 quantises."""
+
+    @abstractmethod
+    def embed(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
+        """Normalised frames projected to the model's width, with dropout."""
+
+    @abstractmethod
+    def encode(
+        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None, *, layers: bool = False
+    ) -> EncoderOutput:
+        """Embedded frames through the encoder."""
+
+    @abstractmethod
+    def forward(
+        self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None, *, layers: bool = False
+    ) -> EncoderOutput:
+        """Waveforms through everything, nothing masked: how features are extracted."""

@@ -1,0 +1,1 @@
+"""Counters with no opinion: FLOPs, throughput, energy, the cost card."""

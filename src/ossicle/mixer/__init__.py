@@ -1,0 +1,1 @@
+"""Token mixers: frames in, frames of the same shape out."""

@@ -1,0 +1,1 @@
+"""Losses: what compares an encoder with a target."""

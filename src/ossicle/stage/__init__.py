@@ -1,0 +1,1 @@
+"""Chains of runs, and the labels that pass between them."""

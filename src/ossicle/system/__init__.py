@@ -1,0 +1,1 @@
+"""LightningModules that train what is composed."""
