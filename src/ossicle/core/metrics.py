@@ -62,8 +62,9 @@ class Mean(Metric):
 class CodeUse(Metric):
     """How often each code was used: counts of shape (V,) or (G, V).
 
-    Read as ``NAME_perplexity`` (exp of the entropy in nats, averaged over groups) and ``NAME_used`` (the fraction of
-    codes that were used at all).
+    Read as ``NAME_perplexity`` (exp of the entropy in nats, averaged over groups), ``NAME_used`` (the fraction of codes
+    that were used at all) and ``NAME_top`` (the share of the most frequent code, in the group where it is largest: what
+    always guessing that code would score).
     """
 
     counts: Tensor
@@ -82,7 +83,8 @@ class CodeUse(Metric):
         share = counts / counts.sum(-1, keepdim=True).clamp(min=1e-12)
         entropy = -(share * share.clamp(min=1e-12).log()).sum(-1)
         used = (counts > 0).double().mean()
-        return {f"{name}_perplexity": float(entropy.exp().mean()), f"{name}_used": float(used)}
+        perplexity = float(entropy.exp().mean())
+        return {f"{name}_perplexity": perplexity, f"{name}_used": float(used), f"{name}_top": float(share.max())}
 
 
 def flatten(metrics: Mapping[str, Metric]) -> Tensor:

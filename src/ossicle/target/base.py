@@ -30,11 +30,13 @@ class Quantised:
 
     Args:
         vectors_BMD: Quantised frames with a gradient into codebook and input, shape (B, M, D).
+        codes_BMG: The code that each frame took in each group, int64, shape (B, M, G): equal codes, equal vectors.
         code_probabilities_GV: Softmax probabilities averaged over frames, with gradient: the diversity loss's input.
-        code_counts_GV: How often each code was chosen, without gradient.
+        code_counts_GV: How often each code was the most likely one, without gradient and without noise.
     """
 
     vectors_BMD: Tensor
+    codes_BMG: Tensor
     code_probabilities_GV: Tensor
     code_counts_GV: Tensor
 

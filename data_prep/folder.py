@@ -1,0 +1,264 @@
+"""Any tree of audio files, with what a manifest says of them, or what their folders say."""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import override
+
+from ossicle.core.errors import ConfigError, DataError
+from ossicle.core.seeds import derive_seed
+from ossicle.data.audio import RATE_HZ, read_audio_file
+from ossicle.data.utterance import Corpus, Phone, Sample, Source, Utterance
+
+MANIFEST_NAME = "manifest.tsv"
+PHONES_NAME = "phones.tsv"
+_LOG = logging.getLogger(__name__)
+# bytes a second of usual files: shards are filled by it where no manifest knows better
+_BYTES_PER_S = {
+    ".wav": 32_000,
+    ".wave": 32_000,
+    ".flac": 20_000,
+    ".mp3": 16_000,
+    ".ogg": 8_000,
+    ".oga": 8_000,
+    ".opus": 4_000,
+    ".g722": 8_000,
+}
+_MANY_FOLDERS = 20
+
+
+@dataclass(frozen=True)
+class FolderSource(Source):
+    """A file, or what stands in its place.
+
+    Args:
+        path: Path from the corpus's folder.
+        bytes: The file's size.
+        language: Language code.
+        speaker: Speaker's name.
+        text: What is said.
+        phones: Start and end in seconds, and symbol.
+        problem: Why there is nothing to load; empty where there is.
+    """
+
+    path: str = ""
+    bytes: int = 0
+    language: str = ""
+    speaker: str = ""
+    text: str = ""
+    phones: tuple[tuple[float, float, str], ...] = ()
+    problem: str = ""
+
+
+class FolderCorpus(Corpus):
+    """The audio files in a folder and all below it, hidden ones left out.
+
+    A manifest is tab-separated UTF-8 with a header; the column path is needed, and lang, speaker, text, split and
+    duration_s are read where they are there. A phones.tsv beside it (path, start_s, end_s, phone) gives timed phones.
+    Without a manifest a file's speaker is its folder, and its split is drawn by a hash: of the folder where there are
+    many, so that a speaker is in one split alone, else of the file's own path.
+
+    Args:
+        input: The folder.
+        manifest: A manifest to go by: files that it does not list are not taken. None looks for manifest.tsv in the
+            folder, and then a file that it does not list is counted as bad.
+        dev_fraction: Fraction of folders or files for dev where no manifest says the split.
+        test_fraction: Fraction for test.
+
+    Raises:
+        ConfigError: The fractions leave nothing for training.
+    """
+
+    def __init__(
+        self,
+        input: str | Path,  # noqa: A002  the name that users write
+        manifest: str | Path | None = None,
+        dev_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+    ) -> None:
+        if min(dev_fraction, test_fraction) < 0 or dev_fraction + test_fraction >= 1:
+            problem = f"dev_fraction={dev_fraction} and test_fraction={test_fraction} leave nothing for train"
+            raise ConfigError(problem, "give fractions whose sum is below 1")
+        self.input = Path(input)
+        self.manifest = None if manifest is None else Path(manifest)
+        self.dev_fraction = dev_fraction
+        self.test_fraction = test_fraction
+        self.name = self.input.resolve().name or "folder"
+
+    @override
+    def sources(self) -> Iterator[FolderSource]:
+        found = self.input / MANIFEST_NAME
+        manifest = self.manifest if self.manifest is not None or not found.is_file() else found
+        files = list(self._walk())
+        sources = self._from_folders(files) if manifest is None else self._from_manifest(manifest, files)
+        empty = True
+        for source in sources:
+            empty = False
+            yield source
+        if empty:
+            kinds = " ".join(sorted(_BYTES_PER_S))
+            raise DataError(f"{self.input} holds no audio files", f"point input at a folder with any of {kinds}")
+
+    @override
+    def load(self, source: Source) -> Sample:
+        assert isinstance(source, FolderSource)
+        if source.problem:
+            raise DataError(source.problem, "mend the folder or its manifest")
+        pcm_S = read_audio_file(self.input / source.path)
+        phones = tuple(
+            Phone(start, end, symbol)
+            for start_s, end_s, symbol in source.phones
+            if (end := min(round(end_s * RATE_HZ), len(pcm_S))) > (start := round(start_s * RATE_HZ))
+        )
+        facts = (source.language, source.speaker, source.text, phones)
+        return Sample(Utterance(source.name, source.split, *facts), pcm_S)
+
+    def _walk(self) -> Iterator[tuple[str, int, str]]:
+        """Path, size and problem of every audio file, in order of names; a folder that cannot be read is a problem."""
+        try:
+            entries = sorted(os.scandir(self.input), key=lambda entry: entry.name)
+        except OSError as error:
+            mend = "check the path and its permissions"
+            raise DataError(f"the folder {self.input} cannot be read: {error.strerror}", mend) from error
+        yield from self._visit(entries, {os.path.realpath(self.input)})
+
+    def _visit(self, entries: Iterable["os.DirEntry[str]"], visited: set[str]) -> Iterator[tuple[str, int, str]]:
+        for entry in entries:
+            path = Path(entry.path).relative_to(self.input).as_posix()
+            if entry.name.startswith("."):
+                continue
+            try:
+                if entry.is_dir():
+                    yield from self._descend(entry, visited)
+                elif Path(entry.name).suffix.lower() in _BYTES_PER_S:
+                    size = entry.stat().st_size
+                    yield path, size, "" if entry.is_file() else f"{entry.path} is no regular file"
+            except OSError as error:
+                yield path, 0, f"{entry.path} cannot be read: {error.strerror}"
+
+    def _descend(self, entry: "os.DirEntry[str]", visited: set[str]) -> Iterator[tuple[str, int, str]]:
+        real = os.path.realpath(entry.path)  # links may lead in circles
+        if real not in visited:
+            below = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
+            yield from self._visit(below, visited | {real})
+
+    def _from_folders(self, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
+        folders = {Path(path).parent.as_posix() for path, _, _ in files}
+        by_folder = len(folders) >= _MANY_FOLDERS
+        splits = self._splits(folders if by_folder else {path for path, _, _ in files})
+        for path, size, problem in files:
+            folder = Path(path).parent.as_posix()
+            yield FolderSource(
+                name=path,
+                split=splits[folder if by_folder else path],
+                seconds=_seconds(path, size),
+                path=path,
+                bytes=size,
+                speaker="" if folder == "." else folder,
+                problem=problem,
+            )
+
+    def _from_manifest(self, manifest: Path, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
+        rows = list(_read_table(manifest, {"path"}))
+        phones = _read_phones(manifest.parent / PHONES_NAME)
+        splits = self._splits({row["path"] for _, row in rows if not row.get("split")})
+        sizes = {path: size for path, size, _ in files}
+        listed: set[str] = set()
+        for line, row in rows:
+            path = row["path"]
+            problem = row.get("", "")
+            if path in listed:
+                problem = f"{manifest}, line {line}: {path} is listed for the second time"
+            size = sizes[path] if path in sizes else _size(self.input / path)
+            if size is None:
+                problem = problem or f"{manifest}, line {line}: there is no file {self.input / path}"
+            yield FolderSource(
+                name=f"{path} (line {line})" if path in listed else path,
+                split=row.get("split") or splits[path],
+                seconds=_number(row.get("duration_s", "")) or _seconds(path, size or 0),
+                path=path,
+                bytes=size or 0,
+                language=row.get("lang", ""),
+                speaker=row.get("speaker", ""),
+                text=row.get("text", ""),
+                phones=tuple(phones.get(path, ())),
+                problem=problem,
+            )
+            listed.add(path)
+        yield from self._unlisted(manifest, [file for file in files if file[0] not in listed])
+
+    def _unlisted(self, manifest: Path, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
+        if self.manifest is not None and files:
+            _LOG.info("%d files in %s are not in %s and are not taken", len(files), self.input, manifest)
+            return
+        for path, size, problem in files:
+            reason = problem or f"{manifest} has no row for it"
+            yield FolderSource(path, "train", _seconds(path, size), path=path, bytes=size, problem=reason)
+
+    def _splits(self, keys: Iterable[str]) -> dict[str, str]:
+        """Draw each key's split by its hash alone; where none falls to dev or test, the nearest key goes there."""
+        places = sorted((derive_seed(0, "split", key) / 2**63, key) for key in set(keys))
+        bounds = {"dev": self.dev_fraction, "test": self.dev_fraction + self.test_fraction}
+        splits = {key: next((split for split, end in bounds.items() if place < end), "train") for place, key in places}
+        for split, fraction in (("dev", self.dev_fraction), ("test", self.test_fraction)):
+            spare = [key for _, key in places if splits[key] == "train"]
+            if fraction > 0 and len(spare) > 1 and split not in splits.values():
+                splits[spare[0]] = split
+        return splits
+
+
+def _read_table(path: Path, needed: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and row of a table; a row of the wrong width carries its problem under the empty name."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}", "mend or remove it") from error
+    header = lines[0].rstrip("\r").split("\t")
+    missing = needed - set(header)
+    if missing:
+        problem = f"{path} has no column {', '.join(sorted(missing))}: its first line is {lines[0][:80]!r}"
+        raise DataError(problem, "give it a first line with names of columns, separated by tabs")
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.rstrip("\r").split("\t")
+        if not any(cells):
+            continue
+        row = dict(zip(header, [*cells, *[""] * len(header)], strict=False))
+        if len(cells) != len(header):
+            row[""] = f"{path}, line {number}: {len(cells)} columns where the first line has {len(header)}"
+        yield number, row
+
+
+def _read_phones(path: Path) -> Mapping[str, list[tuple[float, float, str]]]:
+    phones: defaultdict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    if not path.is_file():
+        return phones
+    for line, row in _read_table(path, {"path", "start_s", "end_s", "phone"}):
+        start_s, end_s = _number(row["start_s"]), _number(row["end_s"])
+        if start_s is None or end_s is None or "" in row:
+            problem = f"{path}, line {line}: {row['start_s']!r} to {row['end_s']!r} is no span of time"
+            raise DataError(problem, f"mend the line, or remove {path.name}")
+        phones[row["path"]].append((start_s, end_s, row["phone"]))
+    return phones
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+def _seconds(path: str, size: int) -> float:
+    return size / _BYTES_PER_S.get(Path(path).suffix.lower(), 32_000)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,98 @@
+"""Guards against runs that have stopped learning anything: constant codes, constant outputs, guesses, no number."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from lightning import LightningModule, Trainer
+from typing_extensions import override
+
+from ossicle.core.errors import CollapseError
+from ossicle.system.watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+FINITE = "the loss is not a finite number"
+
+
+class CollapseGuard(Watcher):
+    """Watches for collapse, warns at the first sign, and stops the run when the signs persist.
+
+    A threshold of None switches its sign off, and a sign whose metric an objective does not log is not looked for. A
+    loss that is NaN or infinite stops the run at the first reading, since no later step can mend the weights.
+
+    Args:
+        run_dir: Where the run writes; not used.
+        config: The resolved config; not used.
+        action: ``stop`` raises when the signs persist, ``warn`` only says so.
+        patience: Consecutive readings with a sign after which the run is stopped.
+        start_step: Optimiser steps before which a model may look collapsed: all begin so.
+        min_target_perplexity: Least perplexity of the target's codes.
+        min_output_perplexity: Least perplexity of the predicted classes.
+        min_output_std: Least standard deviation of the encoder's output over frames, averaged over channels.
+        min_over_chance: Least ratio of masked accuracy to that of always guessing the target's most frequent class.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        config: Mapping[str, object],
+        action: Literal["warn", "stop"] = "stop",
+        patience: int = 5,
+        start_step: int = 1000,
+        min_target_perplexity: float | None = 2.0,
+        min_output_perplexity: float | None = 1.5,
+        min_output_std: float | None = 1e-3,
+        min_over_chance: float | None = 1.02,
+    ) -> None:
+        del run_dir, config
+        self.action = action
+        self.patience = patience
+        self.start_step = start_step
+        self.min_over_chance = min_over_chance
+        self.floors = {
+            "target/codes_perplexity": (min_target_perplexity, "the target uses hardly any codes"),
+            "objective/codes_perplexity": (min_output_perplexity, "the model predicts hardly any classes"),
+            "objective/output_std": (min_output_std, "the encoder's output is nearly constant"),
+        }
+        self._streaks: dict[str, int] = {}
+
+    @override
+    def on_metrics(self, trainer: Trainer, system: LightningModule, metrics: Mapping[str, float], step: int) -> None:
+        signs = dict(self.signs(metrics, step))
+        self._streaks = {sign: self._streaks.get(sign, 0) + 1 for sign in signs}
+        for sign, reading in signs.items():
+            streak = self._streaks[sign]
+            due = sign == FINITE or streak >= self.patience
+            problem = f"step {step}: {sign} ({reading}), {streak} reading(s) in a row"
+            if due and self.action == "stop":
+                raise CollapseError(problem, self.mend(sign))
+            if trainer.is_global_zero and streak in {1, self.patience}:
+                log.warning("%s; %s", problem, self.mend(sign))
+
+    def signs(self, metrics: Mapping[str, float], step: int) -> Iterator[tuple[str, str]]:
+        """Signs of collapse in one reading, each with what was read."""
+        loss = metrics.get("objective/loss", 0.0)
+        if not math.isfinite(loss):
+            yield FINITE, f"objective/loss {loss}"
+        if step < self.start_step:
+            return
+        for name, (floor, sign) in self.floors.items():
+            if floor is not None and name in metrics and not metrics[name] >= floor:
+                yield sign, f"{name} {metrics[name]:.4g} < {floor:g}"
+        # Only what predicts classes is held against guessing one: a contrastive objective chooses among negatives.
+        chance = metrics.get("target/codes_top") if "objective/codes_perplexity" in metrics else None
+        right = metrics.get("objective/accuracy_masked")
+        if self.min_over_chance is None or chance is None or right is None:
+            return
+        if not right >= chance * self.min_over_chance:
+            yield "the model guesses", f"objective/accuracy_masked {right:.4g}, the most frequent class {chance:.4g}"
+
+    def mend(self, sign: str) -> str:
+        """What to do about a sign."""
+        if sign == FINITE:
+            return "lower optim.lr, set clip_norm, or warm up for longer; the last checkpoint was written before"
+        return "lower optim.lr or warm up for longer; if all is well, change callback.collapse or give it start_step"

@@ -1,0 +1,100 @@
+"""Planned batches through torch's DataLoader: the main process plans, workers read."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from typing_extensions import override
+
+from ossicle.core.batch import Batch
+from ossicle.core.errors import ConfigError, OssicleError
+from ossicle.core.world import World
+from ossicle.data.plan import BatchSpec, Plan
+from ossicle.data.reader import BatchReader
+
+
+class PlannedSampler(Sampler[BatchSpec]):
+    """One rank's share of the endless global sequence: places start + rank, start + rank + size, and so on.
+
+    Args:
+        plan: The global sequence.
+        start_position: Global batches that were consumed before; it need not divide by the world's size.
+        world: This process's place.
+    """
+
+    def __init__(self, plan: Plan, start_position: int, world: World) -> None:
+        self.plan = plan
+        self.start_position = start_position
+        self.world = world
+
+    @override
+    def __iter__(self) -> Iterator[BatchSpec]:
+        position = self.start_position + self.world.rank
+        while True:
+            yield self.plan.batch(position)
+            position += self.world.size
+
+
+class PlannedBatches(Dataset[Batch | OssicleError]):
+    """A dataset whose keys are planned batches.
+
+    An error travels as an item: DataLoader would rebuild it from its text alone, and lose what it is.
+
+    Args:
+        reader: Reads a batch.
+    """
+
+    def __init__(self, reader: BatchReader) -> None:
+        self.reader = reader
+
+    @override
+    def __getitem__(self, index: BatchSpec) -> Batch | OssicleError:
+        if not isinstance(index, BatchSpec):
+            return ConfigError(
+                f"another sampler took the plan's place: the loader was asked for {index!r}",
+                "give the Trainer use_distributed_sampler=False",
+            )
+        try:
+            return self.reader.read(index)
+        except OssicleError as error:
+            return error
+
+
+class PlannedLoader(DataLoader[Batch | OssicleError]):
+    """A DataLoader that raises the errors that workers met, as they were."""
+
+    @override
+    def __iter__(self) -> Iterator[Batch]:  # ty: ignore[incompatible-method-override]  a generator is all that is used
+        for item in super().__iter__():
+            if isinstance(item, OssicleError):
+                raise item
+            yield item
+
+
+def planned_loader(
+    plan: Plan,
+    reader: BatchReader,
+    *,
+    start_position: int = 0,
+    world: World | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> PlannedLoader:
+    """An endless loader of one rank's batches; batches are the same with any number of workers.
+
+    Args:
+        plan: The global sequence of batches.
+        reader: Reads a batch.
+        start_position: Global batches that were consumed before.
+        world: This process's place, or None where it is alone.
+        workers: Processes that read ahead; 0 reads in this one.
+        pin_memory: Whether batches go to page-locked memory, for copies to a GPU.
+    """
+    return PlannedLoader(
+        PlannedBatches(reader),
+        sampler=PlannedSampler(plan, start_position, world or World()),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )

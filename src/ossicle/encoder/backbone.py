@@ -1,0 +1,61 @@
+"""A frontend and an encoder as one model."""
+
+from typing import final
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.batch import EncoderOutput, Frames
+from ossicle.core.shapes import Bool, Float, Int
+from ossicle.encoder.base import Encoder
+from ossicle.frontend.base import Frontend
+from ossicle.layer.speech_encoder import SpeechEncoder
+
+
+@final
+class Backbone(SpeechEncoder):
+    """Frames, layer norm, linear projection, dropout, encoder (arXiv 2006.11477, figure 1).
+
+    Args:
+        frontend: Turns waveforms into frames.
+        encoder: Turns embedded frames into representations.
+        input_dropout: Dropout of embedded frames.
+    """
+
+    def __init__(self, frontend: Frontend, encoder: Encoder, input_dropout: float = 0.1) -> None:
+        super().__init__()
+        self.frontend = frontend
+        self.norm = nn.LayerNorm(frontend.dim)
+        self.project = nn.Linear(frontend.dim, encoder.dim)
+        self.dropout = nn.Dropout(input_dropout)
+        self.encoder = encoder
+        self.clock = frontend.clock
+        self.feature_dim = frontend.dim
+        self.dim = encoder.dim
+        self.num_layers = encoder.num_layers
+
+    @override
+    def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
+        return self.frontend(waveform_BS, lengths_B)
+
+    @override
+    def normalise(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.norm(features_BTC)
+
+    @override
+    def embed(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
+        return self.dropout(self.project(features_BTC))
+
+    @override
+    def encode(
+        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None, *, layers: bool = False
+    ) -> EncoderOutput:
+        return self.encoder(x_BTD, valid_BT, layers=layers)
+
+    @override
+    def forward(
+        self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None, *, layers: bool = False
+    ) -> EncoderOutput:
+        frames = self.local(waveform_BS, lengths_B)
+        x_BTD = self.embed(self.normalise(frames.features_BTC))
+        return self.encode(x_BTD, frames.valid_BT, layers=layers)

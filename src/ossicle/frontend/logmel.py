@@ -1,0 +1,79 @@
+"""Log-mel frames, stacked to a lower rate (arXiv 2202.01855 and 2211.09944 feed a Transformer with such frames)."""
+
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from ossicle.core.batch import Frames
+from ossicle.core.errors import ConfigError
+from ossicle.core.shapes import Float, Int
+from ossicle.frontend.base import Frontend
+from ossicle.layer.normalisation import UtteranceNorm
+from ossicle.ops.framing import frame_mask, require_one_frame
+from ossicle.ops.spectral import log_mel, spectral_clock
+
+
+@final
+class LogMel(Frontend):
+    """Log-mel energies, normalised over the utterance for each band, neighbouring frames side by side.
+
+    It has no parameters. Frames that do not fill a stack at the end are left out.
+
+    Args:
+        num_mels: Mel bands.
+        window_ms: Length of a frame.
+        hop_ms: Distance between frames before stacking.
+        stack: Neighbouring frames that make one: 2 gives 50 frames a second from a hop of 10 ms.
+        rate_hz: Samples a second of the waveform.
+        low_hz: Lower edge of the first band.
+        high_hz: Upper edge of the last band; 0 or less counts from half the rate.
+
+    Raises:
+        ConfigError: If window or hop is no whole number of samples, or stack is less than one.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_mels: int = 80,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+        stack: int = 2,
+        rate_hz: int = 16_000,
+        low_hz: float = 20.0,
+        high_hz: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if stack < 1:
+            raise ConfigError(f"frontend.stack={stack} makes no frames", "frontend.stack is 1 or more")
+        self.num_mels = num_mels
+        self.window_ms = window_ms
+        self.hop_ms = hop_ms
+        self.stack = stack
+        self.low_hz = low_hz
+        self.high_hz = high_hz
+        self.mel_clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
+        self.clock = self.mel_clock.then(stack, stack)
+        self.dim = num_mels * stack
+        self.norm = UtteranceNorm()
+
+    @override
+    def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
+        require_one_frame(waveform_BS.shape[-1], self.clock)
+        mels_BTC = log_mel(
+            waveform_BS,
+            num_mels=self.num_mels,
+            window_ms=self.window_ms,
+            hop_ms=self.hop_ms,
+            rate_hz=self.clock.rate_hz,
+            low_hz=self.low_hz,
+            high_hz=self.high_hz,
+        )
+        num_frames = self.clock.num_frames(waveform_BS.shape[-1])
+        valid_BT = stacked_BT = None
+        if lengths_B is not None:
+            valid_BT = frame_mask(lengths_B, self.mel_clock, mels_BTC.shape[1])
+            stacked_BT = frame_mask(lengths_B, self.clock, num_frames)
+        normed_BTC = self.norm(mels_BTC, valid_BT)[:, : num_frames * self.stack]
+        return Frames(normed_BTC.reshape(len(normed_BTC), num_frames, self.dim), stacked_BT)

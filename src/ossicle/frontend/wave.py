@@ -1,0 +1,86 @@
+"""Strided convolutions over the waveform: wav2vec 2.0's feature encoder (arXiv 2006.11477, sections 2 and 4.2)."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Final, final
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.batch import Frames
+from ossicle.core.clock import FrameClock
+from ossicle.core.shapes import Float, Int
+from ossicle.frontend.base import Frontend
+from ossicle.layer.convolution import ConvolutionBlock
+from ossicle.layer.gradient import GradientScale
+from ossicle.layer.normalisation import ChannelNorm, NoNorm, TimeNorm
+from ossicle.ops.framing import frame_mask, require_one_frame
+
+WAV2VEC2_CONVOLUTIONS: Final = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+
+
+class ConvolutionalFrontend(Frontend):
+    """A stack of convolutions, each with a norm and a GELU; subclasses say which norm.
+
+    Args:
+        convolutions: Channels, kernel and stride of each layer, the two last counted in the frames that come in.
+        conv_bias: Whether convolutions have a bias.
+        gradient_scale: What the gradient into the stack is multiplied by.
+        rate_hz: Samples a second of the waveform.
+    """
+
+    def __init__(
+        self,
+        convolutions: Sequence[Sequence[int]] = WAV2VEC2_CONVOLUTIONS,
+        conv_bias: bool = False,
+        gradient_scale: float = 0.1,
+        rate_hz: int = 16_000,
+    ) -> None:
+        super().__init__()
+        clock = FrameClock(rate_hz=rate_hz)
+        self.clocks: list[FrameClock] = []
+        blocks = []
+        width = 1
+        for index, (channels, kernel, stride) in enumerate(convolutions):
+            norm = self.make_norm(index, channels)
+            blocks.append(ConvolutionBlock(width, channels, kernel, stride, norm=norm, bias=conv_bias))
+            clock = clock.then(kernel, stride)
+            self.clocks.append(clock)
+            width = channels
+        self.layers = nn.ModuleList(blocks)
+        self.gradient_scale = GradientScale(gradient_scale)
+        self.clock = clock
+        self.dim = width
+
+    @abstractmethod
+    def make_norm(self, index: int, channels: int) -> nn.Module:
+        """The norm after convolution ``index``: (B, C, T) and which frames are real in, (B, C, T) out."""
+
+    @override
+    def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
+        require_one_frame(waveform_BS.shape[-1], self.clock)
+        x_BCT, valid_BT = waveform_BS[:, None], None
+        num_samples = waveform_BS.shape[-1]
+        for layer, clock in zip(self.layers, self.clocks, strict=True):
+            if lengths_B is not None:
+                valid_BT = frame_mask(lengths_B, clock, clock.num_frames(num_samples))
+            x_BCT = layer(x_BCT, valid_BT)
+        return Frames(self.gradient_scale(x_BCT).transpose(1, 2), valid_BT)
+
+
+@final
+class Wave(ConvolutionalFrontend):
+    """wav2vec 2.0 and HuBERT base: the first convolution alone is normalised, each channel over the utterance."""
+
+    @override
+    def make_norm(self, index: int, channels: int) -> nn.Module:
+        return TimeNorm(channels) if index == 0 else NoNorm()
+
+
+@final
+class WaveLayerNorm(ConvolutionalFrontend):
+    """wav2vec 2.0 and HuBERT large, XLS-R: every convolution is followed by a layer norm over channels."""
+
+    @override
+    def make_norm(self, index: int, channels: int) -> nn.Module:
+        return ChannelNorm(channels)

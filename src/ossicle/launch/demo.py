@@ -1,0 +1,140 @@
+"""``ossicle demo``: the whole way on the embedded corpus, and what came of it in words that a newcomer understands."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ossicle.core.files import hash_json, read_json, write_json
+from ossicle.launch import runs
+from ossicle.launch.config import compose
+from ossicle.launch.experiment import check, resolved
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+FEATURES = ("logmel", "mfcc", "untrained", "pretrained")
+NAMES = {
+    "logmel": "log-mel spectrum (no learning)",
+    "mfcc": "MFCC (no learning)",
+    "untrained": "this encoder before training",
+    "pretrained": "this encoder after training",
+}
+
+
+def task(cfg: "DictConfig") -> None:
+    """Synthesise, shard, label, pretrain, probe, and print what each step gave and cost."""
+    from ossicle.launch import prepare, pretrain, probe
+
+    started = time.monotonic()
+    demo = resolved(cfg)
+    directory = Path(str(demo["runs"])) / "demo" / hash_json({k: v for k, v in demo.items() if k != "runs"}, length=8)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, since: float) -> float:
+        now = time.monotonic()
+        seconds[name] = round(now - since, 1)
+        return now
+
+    mark = started
+    log.info("1/4 speech: %s hours by eSpeak NG, in %s", demo["hours"], demo["shards"])
+    prepare.task(
+        compose("prepare", ["corpus=synthetic", *hydra_values(demo, "hours", prefix="corpus."), *output(demo)])
+    )
+    mark = timed("prepare", mark)
+
+    log.info("2/4 pretraining: %s, no label is seen but clusters of the sound itself", demo["experiment"])
+    config = resolved(compose("pretrain", pretrain_overrides(demo, directory)))
+    check(config)
+    run = runs.run_dir(config)
+    pretrain.pretrain(config, run)
+    mark = timed("pretrain", mark)
+
+    log.info("3/4 probing: what a linear classifier reads from frozen features, on voices that were never heard")
+    report = probe.probe(
+        resolved(
+            compose("probe", [f"run={run}", f"shards={demo['shards']}", f"output={directory}", *as_list(demo["probe"])])
+        )
+    )
+    timed("probe", mark)
+
+    log.info("4/4 the result")
+    summary = {
+        "run": str(run),
+        "experiment": demo["experiment"],
+        "phone_error": probe.errors(report, "phone"),
+        "language_error": probe.errors(report, "language"),
+        "speaker_error": probe.errors(report, "speaker"),
+        "seconds": round(time.monotonic() - started, 1),
+        "seconds_by_step": seconds,
+        "cost": read_json(run / "cost.json"),
+    }
+    write_json(directory / "demo.json", summary)
+    show(summary, directory, run, str(demo["shards"]))
+
+
+def as_list(value: object) -> list[str]:
+    """A config's list of overrides."""
+    assert isinstance(value, Sequence)
+    return [str(item) for item in value]
+
+
+def hydra_values(config: Mapping[str, object], *names: str, prefix: str = "") -> list[str]:
+    """Overrides that pass values of one config on to another."""
+    return [f"{prefix}{name}={config[name]}" for name in names]
+
+
+def output(demo: Mapping[str, object]) -> list[str]:
+    """The override that says where the corpus is written."""
+    return [f"output={demo['shards']}"]
+
+
+def pretrain_overrides(demo: Mapping[str, object], directory: Path) -> list[str]:
+    """The overrides of the demo's pretraining run."""
+    return [
+        f"experiment={demo['experiment']}",
+        f"data.shards={demo['shards']}",
+        f"runs={directory.parent.parent}",
+        *hydra_values(demo, "seed"),
+        *as_list(demo["pretrain"]),
+    ]
+
+
+def show(summary: Mapping[str, object], directory: Path, run: Path, shards: str) -> None:
+    """Print the table, the cost and three commands to go on with."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ossicle.meter.cost import CostCard, render
+
+    console = Console()
+    table = Table(title="Which features know what was said? (errors, lower is better)", title_justify="left")
+    table.add_column("features")
+    for title in ("wrong phones", "wrong language", "wrong speaker"):
+        table.add_column(title, justify="right")
+    for feature in FEATURES:
+        cells = []
+        for key in ("phone_error", "language_error", "speaker_error"):
+            errors = summary[key]
+            assert isinstance(errors, Mapping)
+            cells.append(f"{100 * errors[feature]:.1f} %" if feature in errors else "-")
+        table.add_row(NAMES[feature], *cells, style="bold" if feature == "pretrained" else None)
+    console.print(table)
+    console.print(render(CostCard.read(run / "cost.json")))
+    phones = summary["phone_error"]
+    assert isinstance(phones, Mapping)
+    best = min(phones[f] for f in FEATURES[:3])
+    console.print(
+        f"The phones are those of voices and sentences that training never met. Pretraining took the error from "
+        f"{100 * best:.1f} % (the best of the other three) to {100 * phones['pretrained']:.1f} %, "
+        f"{100 * (1 - phones['pretrained'] / best):.0f} % fewer mistakes, "
+        f"in {float(str(summary['seconds'])):.0f} seconds.\n"
+        f"Plots and numbers: {directory}\n\nNext:\n"
+        f"  ossicle pretrain experiment=best_rq_tiny data.shards={shards}\n"
+        f"  ossicle prepare corpus=folder corpus.input=YOUR_AUDIO output=corpora/mine\n"
+        f"  ossicle pretrain -m experiment=hubert_tiny data.shards={shards} seed=0,1 encoder.num_layers=2,3\n",
+        highlight=False,
+    )

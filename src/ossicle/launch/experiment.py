@@ -1,0 +1,164 @@
+"""From a composed config to a frozen Experiment: the one place where configs become parts."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ossicle.core.errors import ConfigError
+from ossicle.launch.binding import check_binding
+from ossicle.launch.preflight import BatchShare, share_batch
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ossicle.stage.plan import Stages
+    from ossicle.system.build import Experiment
+
+PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "optim", "schedule")
+
+
+def resolved(cfg: "DictConfig") -> dict[str, object]:
+    """The config as plain containers, every interpolation resolved.
+
+    Raises:
+        ConfigError: A mandatory value is missing; all that are missing are named.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"no value for: {', '.join(missing)}", f"state it on the command line: {missing[0]}=...")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config does not resolve: {error}", "mend the interpolation that it names") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def instantiate_part(config: Mapping[str, object], name: str) -> Callable[..., object]:
+    """One part of the config as a factory.
+
+    Raises:
+        ConfigError: The part cannot be made from what the config states.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config[name], _convert_="all")
+    except InstantiationException as error:
+        raise ConfigError(f"{name}: {error.__cause__ or error}", f"mend {name} in the config") from error
+
+
+def world_size(config: Mapping[str, object]) -> int:
+    """Ranks that the config asks for."""
+    cluster = config["cluster"]
+    assert isinstance(cluster, Mapping)
+    return int(cluster["devices"]) * int(cluster["num_nodes"])
+
+
+def batch_share(config: Mapping[str, object]) -> BatchShare:
+    """How the config's global batch is shared over its ranks."""
+    data = config["data"]
+    assert isinstance(data, Mapping)
+    return share_batch(float(str(config["batch_s"])), float(str(data["batch_s"])), world_size(config))
+
+
+def stages(config: Mapping[str, object]) -> "Stages":
+    """The chain of runs that the config asks for."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config["stage"], _convert_="all")
+    except InstantiationException as error:
+        raise ConfigError(f"stage: {error.__cause__ or error}", "mend the stages in the config") from error
+
+
+def check(config: Mapping[str, object]) -> None:
+    """Everything about a config that can be checked before a device is asked for, the building of its parts included.
+
+    Raises:
+        ConfigError: A part's arguments do not fit its class, the batch does not divide, the stages contradict, or the
+            parts do not fit each other.
+    """
+    check_binding(config)
+    batch_share(config)
+    for run in stages(config).runs():
+        build_on_meta(config, run.clusters, run.max_steps)
+
+
+def build_on_meta(config: Mapping[str, object], clusters: int | None = None, max_steps: int | None = None) -> None:
+    """Build a config's parts without their weights, as one run of its chain has them.
+
+    Args:
+        config: A resolved config.
+        clusters: Classes of the target in this run, or None for the config's own.
+        max_steps: Optimiser steps of this run, or None for the config's own.
+    """
+    import torch
+
+    from ossicle.system.build import connect
+
+    parts = {name: instantiate_part(config, name) for name in PARTS}
+    extra = {} if clusters is None else {"num_classes": clusters}
+    with torch.device("meta"):
+        connect(
+            frontend=parts["frontend"],
+            mixer=parts["mixer"],
+            encoder=parts["encoder"],
+            model=parts["model"],
+            target=partial(parts["target"], **extra),
+            objective=parts["objective"],
+        )
+    parts["schedule"](max_steps=config["max_steps"] if max_steps is None else max_steps)
+
+
+def use_threads(config: Mapping[str, object]) -> None:
+    """Set torch's threads as the config says; without a word, one a core that this process may use."""
+    import torch
+
+    threads = config["threads"] or len(os.sched_getaffinity(0))
+    torch.set_num_threads(int(str(threads)))
+
+
+def experiment(config: Mapping[str, object], run_dir: Path) -> "Experiment":
+    """The parts of a config, ready to be built.
+
+    Args:
+        config: A resolved config.
+        run_dir: Where this run writes.
+    """
+    from hydra.utils import instantiate
+
+    from ossicle.system.build import Experiment
+
+    parts = {name: instantiate_part(config, name) for name in PARTS}
+    data = instantiate(config["data"], _convert_="all")
+    if callable(data) and not hasattr(data, "train_dataloader"):
+        data = data(seed=config["seed"], quarantine=run_dir / "quarantine.jsonl")
+    watchers = [instantiate(node, _convert_="all") for node in dict(config["callback"] or {}).values() if node]  # type: ignore[call-overload]
+    cluster = config["cluster"]
+    assert isinstance(cluster, Mapping)
+    return Experiment(
+        name=config["name"],
+        seed=config["seed"],
+        **parts,
+        data=data,
+        max_steps=config["max_steps"],
+        accumulate=batch_share(config).accumulate,
+        clip_norm=config["clip_norm"],
+        precision=config["precision"],
+        compile=config["compile"],
+        ema_decay=config["ema_decay"],
+        init_from=config["init_from"],
+        log_every=config["log_every"],
+        callbacks=tuple(watchers),
+        accelerator=cluster["accelerator"],
+        devices=cluster["devices"],
+        num_nodes=cluster["num_nodes"],
+    )

@@ -1,0 +1,38 @@
+"""``ossicle prepare``: a corpus becomes verified shards with an index."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def task(cfg: "DictConfig") -> None:
+    """Prepare the corpus that the config names, or verify what was prepared."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from ossicle.core.errors import ConfigError
+    from ossicle.data.prepare import prepare, verify
+    from ossicle.launch.binding import check_binding
+
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise ConfigError(f"no value for: {', '.join(sorted(missing))}", "state it on the command line: KEY=VALUE")
+    check_binding(OmegaConf.to_container(cfg.corpus, resolve=True))
+    output = Path(cfg.output)
+    if cfg.verify:
+        log.info("%s", verify(output))
+        return
+    workers = (
+        cfg.workers or os.process_cpu_count() if hasattr(os, "process_cpu_count") else cfg.workers or os.cpu_count()
+    )
+    corpus = instantiate(cfg.corpus, _convert_="all")
+    summary = prepare(
+        corpus, output, shard_s=cfg.shard_s, workers=int(workers or 1), max_bad_fraction=cfg.max_bad_fraction
+    )
+    log.info("%s", summary)

@@ -1,0 +1,128 @@
+"""``ossicle pretrain``: carries out the chain of runs of an experiment, each from where it was left."""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ossicle.core.errors import DataError
+from ossicle.core.world import World
+from ossicle.launch import runs
+from ossicle.launch.experiment import batch_share, check, resolved, stages, use_threads
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ossicle.stage.plan import Run
+
+log = logging.getLogger(__name__)
+
+LABEL_WAIT_S = 6 * 3600.0
+
+
+def task(cfg: "DictConfig") -> float | None:
+    """Run, or resume, what the config describes. Returns the last loss, which sweepers minimise."""
+    config = resolved(cfg)
+    check(config)
+    return pretrain(config, runs.run_dir(config))
+
+
+def pretrain(config: Mapping[str, object], directory: Path) -> float | None:
+    """Carry out every run of the config's chain that is not finished.
+
+    Args:
+        config: A resolved config.
+        directory: The run directory.
+
+    Returns:
+        The loss at the last reading.
+    """
+    from omegaconf import OmegaConf
+
+    first = World.from_environment().is_first
+    state = runs.read_state(directory)
+    if state.get("finished"):
+        log.info("%s is finished: nothing to do (change the config or its seed for another run)", directory)
+        return as_loss(state)
+    if first:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / runs.CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+        runs.write_state(directory, name=config["name"], id=directory.name, finished=False)
+    log.info("run %s: %s", directory, batch_share(config))
+    use_threads(config)
+    loss: float | None = None
+    before: Path | None = None
+    chain = stages(config).runs()
+    for run in chain:
+        place = directory / run.name
+        if not runs.read_state(place).get("trained"):
+            loss = train_one(config, run, place, before)
+            if first:
+                runs.write_state(place, trained=True, loss=loss)
+        before = place
+    if first:
+        if directory / chain[-1].name != directory:
+            shutil.copyfile(directory / chain[-1].name / runs.ENCODER_FILE, directory / runs.ENCODER_FILE)
+            shutil.copyfile(directory / chain[-1].name / "cost.json", directory / "cost.json")
+        runs.write_state(directory, finished=True, loss=loss, last_run=chain[-1].name)
+    return loss
+
+
+def as_loss(state: Mapping[str, object]) -> float | None:
+    """The loss that a finished run recorded."""
+    loss = state.get("loss")
+    return float(loss) if isinstance(loss, int | float) else None
+
+
+def train_one(config: Mapping[str, object], run: "Run", place: Path, before: Path | None) -> float | None:
+    """One run of the chain: its labels where it needs them, then training."""
+    from ossicle.launch.training import train
+
+    changed = dict(config)
+    if run.max_steps is not None:
+        changed["max_steps"] = run.max_steps
+    if run.clusters is not None:
+        target = changed["target"]
+        assert isinstance(target, Mapping)
+        changed["target"] = {**target, "num_classes": run.clusters}
+    data = changed["data"]
+    assert isinstance(data, Mapping)
+    if run.label_source is not None and data.get("labels") is None:
+        labels = labels_for(config, run, before)
+        changed["data"] = {**data, "labels": str(labels)}
+    return train(changed, place)
+
+
+def labels_for(config: Mapping[str, object], run: "Run", before: Path | None) -> Path:
+    """The label set of a run; the first process makes it, the others wait for its card.
+
+    Raises:
+        DataError: The labels did not appear in time.
+    """
+    from ossicle.launch.labels import LabelRequest, clock_of, make, place_of
+
+    data = config["data"]
+    assert isinstance(data, Mapping)
+    assert run.clusters is not None
+    assert run.label_source is not None
+    request = LabelRequest(
+        shards=Path(str(data["shards"])),
+        split=str(data["split"]),
+        source=run.label_source,
+        clusters=run.clusters,
+        seed=int(str(config["seed"])),
+        run=before,
+        layer=run.layer,
+        clock=clock_of(config) if run.label_source == "mfcc" else None,
+    )
+    if World.from_environment().is_first:
+        return make(request)
+    card = place_of(request) / "card.json"
+    deadline = time.monotonic() + LABEL_WAIT_S
+    while not card.is_file():
+        if time.monotonic() > deadline:
+            raise DataError(f"no labels appeared at {card.parent} in {LABEL_WAIT_S:.0f} s", "see rank 0's log")
+        time.sleep(1.0)
+    return card.parent

@@ -1,0 +1,43 @@
+"""One training run through Lightning: the trainer, its plugins and what watches it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from ossicle.launch.experiment import experiment
+
+log = logging.getLogger(__name__)
+
+
+def resumed_step(checkpoint: Path) -> int:
+    """Optimiser steps that a checkpoint has seen; 0 where there is none."""
+    import torch
+
+    if not checkpoint.is_file():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def train(config: Mapping[str, object], place: Path) -> float | None:
+    """Train until ``max_steps``, from the last checkpoint in ``place`` where there is one.
+
+    Args:
+        config: A resolved config.
+        place: Where this run writes.
+
+    Returns:
+        The loss at the last reading.
+    """
+    from ossicle.launch.loggers import loggers
+    from ossicle.system.build import build
+    from ossicle.system.trainer import make_trainer
+
+    parts = experiment(config, place)
+    system = build(parts)
+    last = place / "checkpoints" / "last.ckpt"
+    step = resumed_step(last)
+    if step:
+        log.info("resuming %s at step %d of %d", place, step, parts.max_steps)
+    trainer = make_trainer(parts, run_dir=place, config=dict(config), loggers=loggers(config, place, step))
+    trainer.fit(system, datamodule=parts.data, ckpt_path=str(last) if step else None)
+    return system.last_loss

@@ -1,0 +1,43 @@
+"""The feed-forward half of a Transformer block."""
+
+from typing import final
+
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from ossicle.core.shapes import Float
+
+INIT_STD = 0.02
+
+
+def init_linear(linear: nn.Linear) -> nn.Linear:
+    """BERT's initial weights, N(0, 0.02), and no bias: what wav2vec 2.0 and HuBERT start from."""
+    nn.init.normal_(linear.weight, std=INIT_STD)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+@final
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between (arXiv 1706.03762, equation 2).
+
+    Args:
+        dim: Model width (D).
+        ffn_dim: Width inside (F).
+        dropout: Dropout of the output.
+        activation_dropout: Dropout inside.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, *, dropout: float = 0.0, activation_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.expand = init_linear(nn.Linear(dim, ffn_dim))
+        self.inner_dropout = nn.Dropout(activation_dropout)
+        self.contract = init_linear(nn.Linear(ffn_dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    @override
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Map each frame alone."""
+        return self.dropout(self.contract(self.inner_dropout(functional.gelu(self.expand(x_BTD)))))

@@ -1,0 +1,83 @@
+"""Heads that turn encoded frames into logits of classes."""
+
+from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from ossicle.core.shapes import Float
+
+
+class Head(nn.Module, ABC):
+    """Scores classes for frames.
+
+    Args:
+        dim: Width of the frames (D).
+        num_classes: Classes (V).
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def forward(self, x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
+        """Float32 logits (P, V) of frames gathered into one list (P, D)."""
+
+
+@runtime_checkable
+class HeadFactory(Protocol):
+    """Builds a head once the model's width and the target's classes are known."""
+
+    def __call__(self, *, dim: int, num_classes: int) -> Head:
+        """A head from frames of this width to this many classes."""
+        ...
+
+
+class LinearHead(Head):
+    """One linear layer (arXiv 2202.01855, section 3.2; arXiv 2211.09944).
+
+    Args:
+        dim: Width of the frames (D).
+        num_classes: Classes (V).
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__(dim, num_classes)
+        self.project = nn.Linear(dim, num_classes)
+
+    @override
+    def forward(self, x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
+        logits: Tensor = self.project(x_PD)
+        return logits.float()
+
+
+class CosineHead(Head):
+    """Cosine similarity of projected frames with learned class embeddings (arXiv 2106.07447, equation 3).
+
+    Norms, similarities and their division by the temperature are float32 under autocast too.
+
+    Args:
+        dim: Width of the frames (D).
+        num_classes: Classes (V).
+        final_dim: Width in which frames and classes are compared.
+        temperature: Divides the similarities.
+    """
+
+    def __init__(self, dim: int, num_classes: int, final_dim: int = 256, temperature: float = 0.1) -> None:
+        super().__init__(dim, num_classes)
+        self.temperature = temperature
+        self.project = nn.Linear(dim, final_dim)
+        self.classes_VF = nn.Parameter(torch.empty(num_classes, final_dim).uniform_())
+
+    @override
+    def forward(self, x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
+        projected: Tensor = self.project(x_PD)
+        with torch.autocast(x_PD.device.type, enabled=False):
+            frames = functional.normalize(projected.float(), dim=-1)
+            classes = functional.normalize(self.classes_VF.float(), dim=-1)
+            return frames @ classes.t() / self.temperature

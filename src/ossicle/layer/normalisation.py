@@ -1,0 +1,103 @@
+"""Norms of frames that know which of them are real."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from ossicle.core.shapes import Bool, Float
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 where it comes so."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def moments(
+    x_BCT: Float[Tensor, "B C T"], valid_BT: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B C 1"], Float[Tensor, "B C 1"]]:
+    """Mean and variance (of the population) over a row's real frames, in float32 at least."""
+    x_BCT = at_least_float32(x_BCT)
+    weight_B1T = valid_BT[:, None].to(x_BCT.dtype)
+    count_B11 = weight_B1T.sum(-1, keepdim=True).clamp(min=1)
+    mean_BC1 = (x_BCT * weight_B1T).sum(-1, keepdim=True) / count_B11
+    variance_BC1 = ((x_BCT - mean_BC1).square() * weight_B1T).sum(-1, keepdim=True) / count_B11
+    return mean_BC1, variance_BC1
+
+
+@final
+class TimeNorm(nn.GroupNorm):
+    """Group norm with a group for each channel: every channel is normalised over a row's real frames.
+
+    wav2vec 2.0's base model has it after its first convolution (arXiv 2006.11477, section 4.2).
+
+    Args:
+        channels: Channels (C).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    @override
+    def forward(self, input: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, T); statistics are those of real frames."""
+        if valid_BT is None:
+            return super().forward(input)
+        mean_BC1, variance_BC1 = moments(input, valid_BT)
+        normed_BCT = (at_least_float32(input) - mean_BC1) * torch.rsqrt(variance_BC1 + self.eps)
+        return (normed_BCT * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
+
+
+@final
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, T): every frame is normalised alone.
+
+    wav2vec 2.0's large models have it after every convolution.
+
+    Args:
+        channels: Channels (C).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    @override
+    def forward(self, input: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, T); which frames are real makes no difference."""
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+@final
+class NoNorm(nn.Module):
+    """No norm, where others of the stack have one."""
+
+    @override
+    def forward(self, input: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """The input."""
+        return input
+
+
+@final
+class UtteranceNorm(nn.Module):
+    """Mean 0 and variance 1 over an utterance's real frames for each channel of (B, T, C); no parameters.
+
+    Args:
+        epsilon: Added to the variance: bands that never change stay at zero.
+    """
+
+    def __init__(self, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    @override
+    def forward(
+        self, features_BTC: Float[Tensor, "B T C"], valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """Normalise frames."""
+        x_BCT = features_BTC.transpose(1, 2)
+        if valid_BT is None:
+            return functional.instance_norm(x_BCT, eps=self.epsilon).transpose(1, 2)
+        mean_BC1, variance_BC1 = moments(x_BCT, valid_BT)
+        return ((x_BCT - mean_BC1) * torch.rsqrt(variance_BC1 + self.epsilon)).transpose(1, 2)

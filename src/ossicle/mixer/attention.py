@@ -1,0 +1,54 @@
+"""Multi-head self-attention (arXiv 1706.03762, section 3.2.2)."""
+
+from typing import final
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.errors import ConfigError
+from ossicle.core.shapes import Bool, Float
+from ossicle.layer.feed_forward import init_linear
+from ossicle.mixer.base import Mixer
+from ossicle.ops.attention import AUTO, attend, check_backend
+
+
+@final
+class Attention(Mixer):
+    """Softmax attention of every frame to every real frame of its row.
+
+    Args:
+        dim: Model width (D).
+        num_heads: Attention heads (H); must divide the width.
+        dropout: Dropout of attention weights while training.
+        backend: Kernel: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
+
+    Raises:
+        ConfigError: If the heads do not divide the width, or the backend is not to be had.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 12, dropout: float = 0.1, backend: str = AUTO) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            heads = [count for count in range(1, dim + 1) if dim % count == 0]
+            nearest = min(heads, key=lambda count: abs(count - num_heads))
+            raise ConfigError(
+                f"mixer.num_heads={num_heads} does not divide the width {dim}", f"the nearest that does is {nearest}"
+            )
+        check_backend(backend)
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.backend = backend
+        self.query = init_linear(nn.Linear(dim, dim))
+        self.key = init_linear(nn.Linear(dim, dim))
+        self.value = init_linear(nn.Linear(dim, dim))
+        self.out = init_linear(nn.Linear(dim, dim))
+
+    @override
+    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
+        # The linear maps are called as modules, one by one: adapters that wrap them stay in the path.
+        q_BTHK, k_BTHK, v_BTHK = (
+            linear(x_BTD).unflatten(-1, (self.num_heads, -1)) for linear in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, backend=self.backend)
+        return self.out(mixed_BTHK.flatten(2))

@@ -1,0 +1,150 @@
+"""Contrastive learning over quantised frames: wav2vec 2.0 (arXiv 2006.11477, section 3)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.errors import DataError
+from ossicle.core.metrics import CodeUse, Mean
+from ossicle.core.seeds import generator
+from ossicle.core.shapes import Int64
+from ossicle.layer.mask import MaskFactory
+from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.objective.base import Objective
+from ossicle.ops.losses import contrastive_logits, diversity_loss, feature_penalty, frame_deviation
+from ossicle.ops.masking import gather_frames, mask_indices
+from ossicle.ops.negatives import sample_negatives
+from ossicle.target.base import QuantisedTarget
+
+
+class Contrastive(Objective):
+    """Picks the quantised frame that was masked among quantised frames that were masked elsewhere in the utterance.
+
+    loss sum = cross entropy summed over the B * M masked frames
+    + B * M * (diversity_weight * diversity + penalty_weight * mean square of the frontend's frames).
+
+    Args:
+        target: Quantises the frontend's normalised frames.
+        dim: Width of the encoder's frames (D).
+        feature_dim: Channels of the frontend's frames (C).
+        mask: Builds what hides masked frames, from ``dim`` and ``feature_dim``.
+        mask_start_probability: Probability that a frame starts a masked span.
+        mask_length: Frames of a span.
+        num_negatives: Negatives of each masked frame (N).
+        final_dim: Width in which contexts and quantised frames are compared.
+        temperature: Divides the cosine similarities.
+        diversity_weight: Weight of the share of codes left unused (equation 4).
+        penalty_weight: Weight of the mean square of the frontend's frames; at 0 it is not computed.
+        feature_dropout: Dropout of the frames that are quantised.
+    """
+
+    def __init__(
+        self,
+        target: QuantisedTarget,
+        dim: int,
+        feature_dim: int,
+        *,
+        mask: MaskFactory,
+        mask_start_probability: float = 0.065,
+        mask_length: int = 10,
+        num_negatives: int = 100,
+        final_dim: int = 256,
+        temperature: float = 0.1,
+        diversity_weight: float = 0.1,
+        penalty_weight: float = 10.0,
+        feature_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.mask = mask(dim=dim, feature_dim=feature_dim)
+        self.mask_start_probability = mask_start_probability
+        self.mask_length = mask_length
+        self.num_negatives = num_negatives
+        self.temperature = temperature
+        self.diversity_weight = diversity_weight
+        self.penalty_weight = penalty_weight
+        self.feature_dropout = nn.Dropout(feature_dropout)
+        self.project_context = nn.Linear(dim, final_dim)
+        self.project_quantised = nn.Linear(target.dim, final_dim)
+
+    @override
+    def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
+        rows, samples = batch.waveform_BS.shape
+        masked_BM = mask_indices(
+            rows,
+            model.clock.num_frames(samples),
+            start_probability=self.mask_start_probability,
+            length=self.mask_length,
+            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
+        )
+        if masked_BM.shape[1] < 2:
+            raise DataError(
+                f"crops of {samples} samples have {masked_BM.shape[1]} masked frame(s), and no other to tell it from",
+                "raise data.min_crop_s or objective.mask_start_probability",
+            )
+        negatives_BMN = sample_negatives(
+            rows,
+            masked_BM.shape[1],
+            num=self.num_negatives,
+            generator=generator(seed, batch.position, 0, "negatives", batch.waveform_BS.device),
+        )
+        return self.compare(model, batch, masked_BM, negatives_BMN, seed=seed, step=step)
+
+    def compare(
+        self,
+        model: SpeechEncoder,
+        batch: Batch,
+        masked_BM: Int64[Tensor, "B M"],
+        negatives_BMN: Int64[Tensor, "B M N"],
+        *,
+        seed: int,
+        step: int,
+    ) -> ObjectiveOutput:
+        """The loss with masks and negatives given.
+
+        Args:
+            model: The model that is trained.
+            batch: Crops of one length.
+            masked_BM: Masked frames of each row.
+            negatives_BMN: Places of the negatives among the row's masked frames.
+            seed: The run's seed; determines the quantiser's and the mask's noise.
+            step: Optimiser steps taken so far.
+        """
+        features_BTC = model.local(batch.waveform_BS).features_BTC
+        normalised_BTC = model.normalise(features_BTC)
+        hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
+        quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
+        noise = generator(seed, batch.position, 0, "mask_noise", normalised_BTC.device)
+        encoded_BTD = model.encode(self.mask(model.embed, normalised_BTC, masked_BM, noise)).last_BTD
+        logits = contrastive_logits(
+            self.project_context(gather_frames(encoded_BTD, masked_BM)),
+            self.project_quantised(quantised.vectors_BMD),
+            quantised.codes_BMG,
+            negatives_BMN,
+            temperature=self.temperature,
+        )
+        first = torch.zeros(masked_BM.numel(), dtype=torch.int64, device=logits.device)
+        contrastive = functional.cross_entropy(logits.flatten(0, 1), first, reduction="sum")
+        count = torch.full((), float(masked_BM.numel()), device=logits.device)
+        diversity = diversity_loss(quantised.code_probabilities_GV)
+        loss_sum = contrastive + count * self.diversity_weight * diversity
+        logs = {
+            "objective/contrastive": Mean(contrastive.detach(), count),
+            "objective/diversity": Mean(count * diversity.detach(), count),
+            "objective/accuracy_masked": Mean(num_first(logits), count),
+            "objective/output_std": Mean(count * frame_deviation(encoded_BTD), count),
+            "target/codes": CodeUse(quantised.code_counts_GV),
+        }
+        if self.penalty_weight:
+            penalty = feature_penalty(features_BTC)
+            loss_sum = loss_sum + count * self.penalty_weight * penalty
+            logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
+        return ObjectiveOutput(loss_sum, count, {"objective/loss": Mean(loss_sum.detach(), count), **logs})
+
+
+def num_first(logits: Tensor) -> Tensor:
+    """How many rows of logits have their largest entry first, and nowhere else."""
+    others = logits[..., 1:].max(-1).values
+    return (logits[..., 0] > others).sum()

@@ -1,0 +1,156 @@
+"""Prediction of the classes of masked frames: HuBERT (arXiv 2106.07447, section II) and BEST-RQ (arXiv 2202.01855)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
+
+from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.errors import ConfigError, DataError
+from ossicle.core.metrics import CodeUse, Mean, Metric
+from ossicle.core.seeds import generator
+from ossicle.core.shapes import Float, Int64
+from ossicle.layer.heads import HeadFactory
+from ossicle.layer.mask import MaskFactory
+from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.objective.base import Objective
+from ossicle.ops.codes import count_codes
+from ossicle.ops.losses import feature_penalty, frame_deviation
+from ossicle.ops.masking import gather_frames, mask_indices, unmasked_indices
+from ossicle.target.base import DiscreteTarget
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What the head makes of some frames."""
+
+    loss_sum: Tensor
+    count: Tensor
+    num_right: Tensor
+    predicted_V: Tensor
+    wanted_V: Tensor
+
+
+class MaskedPrediction(Objective):
+    """Predicts the class of every masked frame from what surrounds it.
+
+    loss sum = masked_weight * cross entropy summed over masked frames
+    + unmasked_weight * cross entropy summed over the others
+    + count * penalty_weight * mean square of the frontend's frames (arXiv 2106.07447, equations 1 and 2).
+    The count is that of the frames in the first two sums; a term of weight 0 is neither counted nor computed.
+
+    Args:
+        target: Says the class of each frame.
+        dim: Width of the encoder's frames (D).
+        feature_dim: Channels of the frontend's frames (C).
+        head: Builds the classifier, from ``dim`` and the target's ``num_classes``.
+        mask: Builds what hides masked frames, from ``dim`` and ``feature_dim``.
+        mask_start_probability: Probability that a frame starts a masked span.
+        mask_length: Frames of a span.
+        masked_weight: Weight of masked frames, above 0.
+        unmasked_weight: Weight of the other frames.
+        penalty_weight: Weight of the mean square of the frontend's frames; 0 where the frontend learns nothing.
+
+    Raises:
+        ConfigError: ``masked_weight`` is not above 0.
+    """
+
+    def __init__(
+        self,
+        target: DiscreteTarget,
+        dim: int,
+        feature_dim: int,
+        *,
+        head: HeadFactory,
+        mask: MaskFactory,
+        mask_start_probability: float = 0.08,
+        mask_length: int = 10,
+        masked_weight: float = 1.0,
+        unmasked_weight: float = 0.0,
+        penalty_weight: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if masked_weight <= 0:
+            raise ConfigError(f"objective.masked_weight = {masked_weight} predicts nothing", "give it a weight above 0")
+        self.target = target
+        self.head = head(dim=dim, num_classes=target.num_classes)
+        self.mask = mask(dim=dim, feature_dim=feature_dim)
+        self.mask_start_probability = mask_start_probability
+        self.mask_length = mask_length
+        self.masked_weight = masked_weight
+        self.unmasked_weight = unmasked_weight
+        self.penalty_weight = penalty_weight
+
+    @override
+    def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
+        rows, samples = batch.waveform_BS.shape
+        masked_BM = mask_indices(
+            rows,
+            model.clock.num_frames(samples),
+            start_probability=self.mask_start_probability,
+            length=self.mask_length,
+            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
+        )
+        return self.predict(model, batch, masked_BM, seed=seed)
+
+    def predict(
+        self, model: SpeechEncoder, batch: Batch, masked_BM: Int64[Tensor, "B M"], *, seed: int
+    ) -> ObjectiveOutput:
+        """The loss with masks given.
+
+        Args:
+            model: The model that is trained.
+            batch: Crops of one length.
+            masked_BM: Masked frames of each row.
+            seed: The run's seed; determines the mask's noise.
+
+        Raises:
+            DataError: The target has another number of frames than the model.
+        """
+        with torch.no_grad():
+            labels_BT = self.target(batch, model.clock)
+        features_BTC = model.local(batch.waveform_BS).features_BTC
+        frames = features_BTC.shape[1]
+        if labels_BT.shape != features_BTC.shape[:2]:
+            raise DataError(
+                f"the target has labels of shape {tuple(labels_BT.shape)} for frames {tuple(features_BTC.shape[:2])}",
+                "make the labels with the clock of this model's frontend",
+            )
+        noise = generator(seed, batch.position, 0, "mask_noise", features_BTC.device)
+        embedded_BTD = self.mask(model.embed, model.normalise(features_BTC), masked_BM, noise)
+        encoded_BTD = model.encode(embedded_BTD).last_BTD
+
+        masked = self._classify(encoded_BTD, labels_BT, masked_BM)
+        loss_sum, count = self.masked_weight * masked.loss_sum, masked.count
+        logs: dict[str, Metric] = {
+            "objective/accuracy_masked": Mean(masked.num_right, masked.count),
+            "objective/codes": CodeUse(masked.predicted_V),
+            "target/codes": CodeUse(masked.wanted_V),
+        }
+        if self.unmasked_weight:
+            seen = self._classify(encoded_BTD, labels_BT, unmasked_indices(masked_BM, frames))
+            loss_sum, count = loss_sum + self.unmasked_weight * seen.loss_sum, count + seen.count
+            logs["objective/accuracy_unmasked"] = Mean(seen.num_right, seen.count)
+        if self.penalty_weight:
+            penalty = feature_penalty(features_BTC)
+            loss_sum = loss_sum + count * self.penalty_weight * penalty
+            logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
+        logs["objective/output_std"] = Mean(count * frame_deviation(encoded_BTD), count)
+        logs["objective/loss"] = Mean(loss_sum.detach(), count)
+        return ObjectiveOutput(loss_sum, count, logs)
+
+    def _classify(
+        self, encoded_BTD: Float[Tensor, "B T D"], labels_BT: Int64[Tensor, "B T"], frames_BM: Int64[Tensor, "B M"]
+    ) -> "_Scored":
+        logits_PV = self.head(gather_frames(encoded_BTD, frames_BM).flatten(0, 1))
+        wanted_P = labels_BT.gather(1, frames_BM).flatten()
+        predicted_P = logits_PV.detach().argmax(-1)
+        return _Scored(
+            loss_sum=functional.cross_entropy(logits_PV, wanted_P, reduction="sum"),
+            count=torch.full((), float(frames_BM.numel()), device=logits_PV.device),
+            num_right=(predicted_P == wanted_P).sum(),
+            predicted_V=count_codes(predicted_P, self.target.num_classes),
+            wanted_V=count_codes(wanted_P, self.target.num_classes),
+        )

@@ -1,0 +1,79 @@
+"""The Lightning trainer of a run, with what this project needs of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from ossicle.core.errors import ConfigError
+from ossicle.system.average import WeightAverage
+from ossicle.system.build import Experiment
+from ossicle.system.checkpoint_io import AtomicCheckpointIO
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+def pick_precision(precision: str, accelerator: str) -> Precision:
+    """The precision of a run.
+
+    Raises:
+        ConfigError: The precision is unknown, or is float16: its range is too small for losses that are sums.
+    """
+    if precision == "auto":
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if on_gpu else "32-true"
+    if precision not in {"32-true", "bf16-mixed"}:
+        raise ConfigError(f"precision={precision} is not one that runs take", "choose auto, 32-true or bf16-mixed")
+    return precision
+
+
+def make_callbacks(experiment: Experiment, run_dir: Path, config: Mapping[str, object]) -> list[Callback]:
+    """Everything that watches a run."""
+    average = [] if experiment.ema_decay is None else [WeightAverage(experiment.ema_decay)]
+    return [*average, *(factory(run_dir=run_dir, config=dict(config)) for factory in experiment.callbacks)]
+
+
+def make_trainer(
+    experiment: Experiment, *, run_dir: Path, config: Mapping[str, object], loggers: Sequence[Logger] = ()
+) -> Trainer:
+    """The trainer of an experiment.
+
+    Args:
+        experiment: Parts and numbers.
+        run_dir: Where the run writes.
+        config: The resolved config, which checkpoints carry.
+        loggers: Where metrics go.
+    """
+    callbacks = make_callbacks(experiment, run_dir, config)
+    strategy: str | Strategy = "auto"
+    if experiment.world_size > 1:
+        # Buffers depend on the seed alone, so nothing is broadcast in a step; gradients live in the buckets.
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # A preempted job is drained by callback/preempt.py: Lightning's own handler saves inside the signal handler.
+    environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return Trainer(
+        max_steps=experiment.max_steps,
+        max_epochs=-1,
+        accelerator=experiment.accelerator,
+        devices=experiment.devices,
+        num_nodes=experiment.num_nodes,
+        strategy=strategy,
+        precision=pick_precision(experiment.precision, experiment.accelerator),
+        accumulate_grad_batches=experiment.accumulate,
+        callbacks=callbacks,
+        logger=list(loggers) or False,
+        plugins=[AtomicCheckpointIO(), *environment],
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        default_root_dir=run_dir,
+    )

@@ -1,0 +1,89 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ossicle.core.errors import ConfigError
+from ossicle.data.buckets import Shapes, choose_shapes, optimal_starts
+
+
+def excess(values: np.ndarray, counts: np.ndarray, starts: tuple[int, ...]) -> int:
+    group = np.searchsorted(np.asarray(starts), np.arange(len(values)), side="right") - 1
+    return int(((values - values[np.asarray(starts)[group]]) * counts).sum())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.integers(1, 60), st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 6))
+def test_the_cut_away_audio_is_the_least_that_brute_force_finds(histogram: dict[int, int], num_groups: int) -> None:
+    values = np.array(sorted(histogram))
+    counts = np.array([histogram[value] for value in values.tolist()])
+    found = optimal_starts(values, counts, num_groups)
+    assert found[0] == 0
+    assert len(set(found.tolist())) == len(found) <= num_groups
+    every = (
+        (0, *rest) for size in range(min(num_groups, len(values))) for rest in combinations(range(1, len(values)), size)
+    )
+    assert excess(values, counts, tuple(found.tolist())) == min(excess(values, counts, starts) for starts in every)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 200_000), min_size=1, max_size=200), st.integers(1, 8), st.floats(0.5, 30))
+def test_every_long_enough_utterance_fills_the_crop_it_is_given(
+    samples: list[int], shapes: int, batch_s: float
+) -> None:
+    samples_N = np.array(samples, dtype=np.uint64)
+    arguments = {"max_crop_s": 10.0, "min_crop_s": 0.5, "num_shapes": shapes, "batch_s": batch_s}
+    if max(samples) < 8_000:
+        with pytest.raises(ConfigError, match="min_crop_s"):
+            choose_shapes(samples_N, **arguments)
+        return
+    chosen = choose_shapes(samples_N, **arguments)
+    assert list(chosen.lengths) == sorted(set(chosen.lengths))
+    assert all(length % 320 == 0 and 8_000 <= length <= 160_000 for length in chosen.lengths)
+    assert chosen.rows == tuple(max(1, round(batch_s * 16_000 / length)) for length in chosen.lengths)
+    for sample, bucket in zip(samples, chosen.assign(samples_N).tolist(), strict=True):
+        assert (bucket == -1) == (sample < 8_000)
+        if bucket >= 0:
+            assert chosen.lengths[bucket] <= sample
+            assert bucket + 1 == len(chosen.lengths) or chosen.lengths[bucket + 1] > sample
+
+
+def test_a_bucket_that_fills_no_batch_is_merged_into_the_next_shorter() -> None:
+    samples_N = np.array([16_000] * 50 + [32_000] * 50 + [48_000] * 2 + [64_000])
+    chosen = choose_shapes(samples_N, max_crop_s=4, min_crop_s=1, num_shapes=4, batch_s=16)
+    assert chosen == Shapes(lengths=(16_000, 32_000), rows=(16, 8))
+    tiny = choose_shapes(samples_N[-2:], max_crop_s=4, min_crop_s=1, num_shapes=4, batch_s=16)
+    assert tiny == Shapes(lengths=(48_000,), rows=(5,))
+
+
+def test_several_sparse_buckets_merge_until_one_is_full() -> None:
+    samples_N = np.array([16_000] * 50 + [48_000] * 3 + [64_000] * 3)
+    chosen = choose_shapes(samples_N, max_crop_s=4, min_crop_s=1, num_shapes=3, batch_s=16)
+    assert chosen == Shapes(lengths=(16_000, 48_000), rows=(16, 5))
+
+
+def test_the_unused_fraction_counts_what_is_cropped_and_what_is_left_out() -> None:
+    shapes = Shapes(lengths=(10, 20), rows=(2, 1))
+    samples_N = np.array([5, 12, 20, 100])
+    # offered 5 + 12 + 20 + 25, used 0 + 10 + 20 + 20
+    assert shapes.unused_fraction(samples_N, max_samples=25) == pytest.approx(1 - 50 / 62)
+    assert shapes.num_excluded(samples_N) == 1
+
+
+def test_more_shapes_never_leave_more_unused() -> None:
+    samples_N = (np.random.default_rng(0).gamma(6, 2, 20_000) * 16_000).astype(np.int64)
+    chosen = [
+        choose_shapes(samples_N, max_crop_s=15.6, min_crop_s=2, num_shapes=n, batch_s=87.5) for n in (1, 2, 4, 8, 16)
+    ]
+    unused = [shapes.unused_fraction(samples_N, int(15.6 * 16_000)) for shapes in chosen]
+    assert unused == sorted(unused, reverse=True)
+    assert unused[-1] < 0.05
+
+
+@pytest.mark.parametrize("wrong", [{"min_crop_s": 5.0, "max_crop_s": 4.0}, {"num_shapes": 0}, {"batch_s": 0.0}])
+def test_impossible_numbers_are_refused_by_name(wrong: dict[str, float]) -> None:
+    arguments = {"max_crop_s": 4.0, "min_crop_s": 1.0, "num_shapes": 2, "batch_s": 8.0, **wrong}
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        choose_shapes(np.array([32_000]), **arguments)

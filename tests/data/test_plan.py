@@ -1,0 +1,168 @@
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ossicle.core.errors import ConfigError
+from ossicle.core.world import World
+from ossicle.data.buckets import Shapes
+from ossicle.data.loader import PlannedSampler
+from ossicle.data.plan import BatchSpec, Plan
+
+FIELDS = [("shard", "<u4"), ("samples", "<u8")]
+
+
+def rows_of(samples: list[int], per_shard: int) -> np.ndarray:
+    rows = np.zeros(len(samples), dtype=FIELDS)
+    rows["samples"] = samples
+    rows["shard"] = np.arange(len(samples)) // per_shard
+    return rows
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    samples = draw(st.lists(st.integers(5, 60), min_size=3, max_size=80))
+    samples[0] = 60
+    lengths = tuple(sorted(draw(st.sets(st.integers(8, 55), min_size=1, max_size=4))))
+    rows = tuple(draw(st.integers(1, 7)) for _ in lengths)
+    per_shard, window = draw(st.integers(1, 20)), draw(st.integers(1, 5))
+    return Plan(rows_of(samples, per_shard), Shapes(lengths, rows), seed=draw(st.integers(0, 9)), window_shards=window)
+
+
+def same(a: BatchSpec, b: BatchSpec) -> bool:
+    return (a.position, a.epoch, a.bucket) == (b.position, b.epoch, b.bucket) and np.array_equal(a.ids, b.ids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans(), st.integers(1, 4))
+def test_each_utterance_occurs_once_in_each_epoch_of_its_buckets_stream(plan: Plan, epochs: int) -> None:
+    streams: dict[int, list[int]] = {}
+    for position in range(plan.first_position(epochs)):
+        spec = plan.batch(position)
+        assert len(spec.ids) == plan.shapes.rows[spec.bucket]
+        streams.setdefault(spec.bucket, []).extend(spec.ids.tolist())
+    bucket_N = plan._bucket_N
+    for bucket, size in enumerate(plan.sizes):
+        members = sorted(np.flatnonzero(bucket_N == bucket).tolist())
+        assert len(members) == size
+        stream = streams.get(bucket, [])
+        # all batches that start in these epochs are here, and no batch is here that starts in a later one
+        assert epochs * size <= len(stream) < epochs * size + plan.shapes.rows[bucket] or size == 0
+        for epoch in range(epochs if size else 0):
+            assert sorted(stream[epoch * size : (epoch + 1) * size]) == members
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans(), st.integers(1, 5), st.integers(0, 40))
+def test_the_ranks_batches_put_together_are_the_sequence_of_one_rank(plan: Plan, size: int, start: int) -> None:
+    per_rank = [list(islice(PlannedSampler(plan, start, World(rank, size)), 6)) for rank in range(size)]
+    together = [batch for step in zip(*per_rank, strict=True) for batch in step]
+    alone = list(islice(PlannedSampler(plan, start, World()), 6 * size))
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+    assert [batch.position for batch in together] == list(range(start, start + 6 * size))
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans(), st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.integers(0, 7))
+def test_a_run_killed_twice_on_other_worlds_sees_the_same_batches(
+    plan: Plan, first: int, second: int, steps: int, more: int
+) -> None:
+    seen: list[BatchSpec] = []
+    position = 0
+    for size, num_steps in ((first, steps), (second, more), (1, 5)):
+        fresh = Plan(
+            rows_of_plan(plan), plan.shapes, seed=plan.seed, window_shards=plan.window_shards
+        )  # nothing but the position is carried over
+        ranks = [PlannedSampler(fresh, position, World(rank, size)) for rank in range(size)]
+        for step in zip(*(islice(rank, num_steps) for rank in ranks), strict=True):
+            seen.extend(step)
+        position += size * num_steps
+    assert all(same(spec, plan.batch(g)) for g, spec in enumerate(seen))
+    assert len(seen) == position
+
+
+def rows_of_plan(plan: Plan) -> np.ndarray:
+    lengths = np.array([0, *plan.shapes.lengths])
+    rows = np.zeros(len(plan._shard_N), dtype=FIELDS)
+    rows["shard"], rows["samples"] = plan._shard_N, lengths[plan._bucket_N + 1]
+    return rows
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans(), st.integers(0, 6))
+def test_a_position_finds_its_epoch(plan: Plan, epoch: int) -> None:
+    first, after = plan.first_position(epoch), plan.first_position(epoch + 1)
+    assert plan.epoch(epoch).num_batches == after - first
+    assert all(plan.epoch_at(position) == epoch for position in range(first, after))
+
+
+@pytest.mark.parametrize("epoch", [10**6, 10**9])
+def test_a_position_finds_its_epoch_however_far_the_run(epoch: int) -> None:
+    plan = Plan(rows_of([10, 11, 20, 21, 22] * 3, 4), Shapes((10, 20), (4, 7)), seed=0, window_shards=1)
+    first, after = plan.first_position(epoch), plan.first_position(epoch + 1)
+    assert [plan.epoch_at(g) for g in (first - 1, first, after - 1, after)] == [epoch - 1, epoch, epoch, epoch + 1]
+
+
+def test_a_bucket_with_fewer_utterances_than_rows_fills_its_batches_from_several_epochs() -> None:
+    plan = Plan(rows_of([10, 10], 1), Shapes((10,), (5,)), seed=0, window_shards=1)
+    stream = np.concatenate([plan.batch(g).ids for g in range(4)])
+    assert all(sorted(stream[2 * e : 2 * e + 2].tolist()) == [0, 1] for e in range(10))
+    assert Counter(stream.tolist()) == {0: 10, 1: 10}
+
+
+def test_epochs_and_seeds_differ_in_order_and_equal_plans_agree() -> None:
+    rows = rows_of([10] * 500, 20)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return Plan(rows, Shapes((10,), (1,)), seed=seed, window_shards=2).epoch(epoch).orders[0].tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_reads_stay_inside_windows_of_shards_and_are_shuffled_within() -> None:
+    rows = rows_of([10] * 1_000, 25)  # 40 shards
+    order = Plan(rows, Shapes((10,), (1,)), seed=3, window_shards=4).epoch(2).orders[0]
+    shards_WN = rows["shard"][order].reshape(10, 100)
+    assert all(len(set(window.tolist())) == 4 for window in shards_WN)
+    # shuffled, each window mixes its shards: 25 neighbours of one shard in a row would mean that it is not
+    assert all(len(set(window[:25].tolist())) == 4 for window in shards_WN)
+    first_shards = [sorted(set(window.tolist())) for window in shards_WN]
+    assert first_shards != sorted(first_shards)
+
+
+def test_places_in_an_epoch_are_uniform() -> None:
+    rows = rows_of([10] * 20, 20)
+    plan = Plan(rows, Shapes((10,), (1,)), seed=0, window_shards=1)
+    epochs = 400
+    place_of_first = Counter(plan.epoch(e).orders[0].tolist().index(0) for e in range(epochs))
+    statistic = sum((place_of_first[place] - epochs / 20) ** 2 / (epochs / 20) for place in range(20))
+    assert statistic < 43.8  # chi-square with 19 degrees of freedom, 0.1 %
+
+
+def test_buckets_are_interleaved_over_the_epoch() -> None:
+    rows = rows_of([10, 20] * 500, 100)
+    buckets = Plan(rows, Shapes((10, 20), (10, 10)), seed=0, window_shards=2).epoch(0).buckets
+    halves = np.bincount(buckets[:50], minlength=2)
+    assert abs(int(halves[0]) - int(halves[1])) < 20
+
+
+def test_too_short_utterances_never_occur() -> None:
+    plan = Plan(rows_of([5, 10, 5, 12, 3], 2), Shapes((10,), (1,)), seed=0, window_shards=1)
+    assert {int(plan.batch(g).ids[0]) for g in range(10)} == {1, 3}
+
+
+def test_a_dataset_of_short_utterances_is_refused() -> None:
+    with pytest.raises(ConfigError, match="shortest crop"):
+        Plan(rows_of([5, 6], 1), Shapes((10,), (1,)), seed=0, window_shards=1)
+
+
+def test_only_two_epochs_are_kept() -> None:
+    plan = Plan(rows_of([10] * 9, 3), Shapes((10,), (2,)), seed=0, window_shards=1)
+    for position in range(60):
+        plan.batch(position)
+    assert len(plan._epochs) == 2

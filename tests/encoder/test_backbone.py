@@ -1,0 +1,82 @@
+import copy
+import functools
+
+import pytest
+import torch
+import torchaudio
+
+from ossicle.encoder.backbone import Backbone
+from ossicle.encoder.transformer import Transformer
+from ossicle.frontend.base import Frontend
+from ossicle.frontend.logmel import LogMel
+from ossicle.frontend.wave import Wave
+from ossicle.mixer.attention import Attention
+
+THIN = ((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2)
+FRONTENDS = pytest.mark.parametrize("frontend", [functools.partial(Wave, THIN), LogMel])
+
+
+def build(frontend: functools.partial[Frontend] | type[Frontend]) -> Backbone:
+    torch.manual_seed(0)
+    mixer = functools.partial(Attention, num_heads=2)
+    encoder = Transformer(mixer, dim=16, num_layers=2, ffn_dim=32, position_kernel=8, position_groups=4)
+    return Backbone(frontend(), encoder)
+
+
+@FRONTENDS
+def test_forward_is_its_four_steps(frontend: functools.partial[Frontend]) -> None:
+    model = build(frontend).eval()
+    waveform_BS = torch.randn(2, 4_000)
+    lengths_B = torch.tensor([4_000, 2_500])
+    frames = model.local(waveform_BS, lengths_B)
+    steps = model.encode(model.embed(model.normalise(frames.features_BTC)), frames.valid_BT, layers=True)
+    out = model(waveform_BS, lengths_B, layers=True)
+    torch.testing.assert_close(out.last_BTD, steps.last_BTD)
+    assert len(out.layers) == model.num_layers + 1
+    assert out.last_BTD.shape == (2, model.clock.num_frames(4_000), model.dim)
+    assert frames.features_BTC.shape[-1] == model.feature_dim
+
+
+@FRONTENDS
+def test_a_padded_row_equals_the_row_alone(frontend: functools.partial[Frontend]) -> None:
+    model = build(frontend).eval()
+    waveform_BS = torch.zeros(3, 5_000)
+    lengths = (5_000, 3_111, 800)
+    for row, length in enumerate(lengths):
+        waveform_BS[row, :length] = torch.randn(length)
+    out = model(waveform_BS, torch.tensor(lengths)).last_BTD
+    for row, length in enumerate(lengths):
+        alone = model(waveform_BS[row : row + 1, :length]).last_BTD[0]
+        torch.testing.assert_close(out[row, : len(alone)], alone, atol=2e-4, rtol=1e-3)
+
+
+def test_state_dict_keys_start_with_the_four_parts() -> None:
+    parts = {key.split(".")[0] for key in build(functools.partial(Wave, THIN)).state_dict()}
+    assert parts == {"frontend", "norm", "project", "encoder"}
+
+
+@FRONTENDS
+def test_every_parameter_gets_a_gradient_under_bf16_autocast(frontend: functools.partial[Frontend]) -> None:
+    model = build(frontend)
+    model.encoder.layer_drop = 0.0
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(torch.randn(2, 3_000)).last_BTD
+    out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_copy_for_averaging_is_apart_and_equal() -> None:
+    model = build(LogMel).eval()
+    twin = copy.deepcopy(model)
+    waveform_BS = torch.randn(1, 2_000)
+    assert torch.equal(model(waveform_BS).last_BTD, twin(waveform_BS).last_BTD)
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in twin.parameters()}
+    assert not shared
+
+
+def test_the_base_model_has_as_many_parameters_as_torchaudios() -> None:
+    with torch.device("meta"):
+        ours = Backbone(Wave(), Transformer(Attention))
+        theirs = torchaudio.models.hubert_base()
+    counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+    assert counts[0] == counts[1]

@@ -1,0 +1,72 @@
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torchaudio.compliance import kaldi
+
+from ossicle.core.errors import ConfigError, DataError
+from ossicle.frontend.logmel import LogMel
+from ossicle.frontend.wave import Wave
+
+
+@hypothesis.given(samples=st.integers(720, 8_000), stack=st.integers(1, 4))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_the_clock_counts_the_frames_that_come_out(samples: int, stack: int) -> None:
+    frontend = LogMel(stack=stack)
+    hypothesis.assume(frontend.clock.num_frames(samples) > 0)
+    frames = frontend(torch.randn(1, samples))
+    assert frames.valid_BT is None
+    assert frames.features_BTC.shape == (1, frontend.clock.num_frames(samples), 80 * stack)
+
+
+def test_frames_are_normalised_kaldi_features_side_by_side() -> None:
+    waveform = torch.randn(1, 8_123, generator=torch.Generator().manual_seed(0)) * 0.1
+    mels = kaldi.fbank(waveform, num_mel_bins=80, dither=0.0)
+    mels = (mels - mels.mean(0)) / mels.var(0, unbiased=False).add(1e-5).sqrt()
+    expected = torch.cat([mels[: len(mels) // 2 * 2 : 2], mels[1 : len(mels) // 2 * 2 : 2]], -1)
+    torch.testing.assert_close(LogMel()(waveform).features_BTC[0], expected, atol=1e-3, rtol=1e-3)
+
+
+@hypothesis.given(lengths=st.lists(st.integers(560, 5_000), min_size=2, max_size=4))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_a_padded_row_equals_the_row_alone(lengths: list[int]) -> None:
+    frontend = LogMel()
+    waveform_BS = torch.zeros(len(lengths), max(lengths))
+    for row, length in enumerate(lengths):
+        waveform_BS[row, :length] = torch.randn(length)
+    frames = frontend(waveform_BS, torch.tensor(lengths))
+    assert frames.valid_BT is not None
+    for row, length in enumerate(lengths):
+        alone = frontend(waveform_BS[row : row + 1, :length]).features_BTC[0]
+        assert frames.valid_BT[row].sum() == len(alone)
+        torch.testing.assert_close(frames.features_BTC[row, : len(alone)], alone, atol=1e-3, rtol=1e-3)
+
+
+def test_its_frames_mean_the_same_moments_as_the_wave_frontends() -> None:
+    with torch.device("meta"):
+        wave = Wave()
+    clock = LogMel().clock
+    assert clock.agrees_with(wave.clock)
+    assert (clock.kernel_samples, clock.stride_samples) == (560, 320)
+
+
+def test_it_has_nothing_to_load_and_a_shape_on_the_meta_device() -> None:
+    frontend = LogMel(num_mels=40, stack=4)
+    assert not frontend.state_dict()
+    assert frontend(torch.empty(2, 16_000, device="meta")).features_BTC.shape == (2, 24, 160)
+
+
+def test_loudness_makes_no_difference() -> None:
+    waveform = torch.randn(1, 4_000)
+    frontend = LogMel()
+    quiet, loud = frontend(waveform * 0.1).features_BTC, frontend(waveform).features_BTC
+    torch.testing.assert_close(quiet, loud, atol=1e-3, rtol=1e-3)
+
+
+def test_settings_that_make_no_frames_are_refused() -> None:
+    with pytest.raises(ConfigError, match="stack=0"):
+        LogMel(stack=0)
+    with pytest.raises(ConfigError, match="hop_ms"):
+        LogMel(hop_ms=0.01)
+    with pytest.raises(DataError, match="500 samples are fewer than the 560"):
+        LogMel()(torch.randn(1, 500))

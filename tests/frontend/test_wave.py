@@ -1,0 +1,72 @@
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from ossicle.core.errors import DataError
+from ossicle.frontend.wave import ConvolutionalFrontend, Wave, WaveLayerNorm
+
+THIN = ((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2)
+KINDS = pytest.mark.parametrize("kind", [Wave, WaveLayerNorm])
+
+
+def build(kind: type[ConvolutionalFrontend], **arguments: object) -> ConvolutionalFrontend:
+    torch.manual_seed(0)
+    return kind(THIN, **arguments).eval()
+
+
+@hypothesis.given(samples=st.integers(400, 6_000))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_the_clock_counts_the_frames_that_come_out(samples: int) -> None:
+    frontend = build(Wave)
+    frames = frontend(torch.randn(1, samples))
+    assert frames.valid_BT is None
+    assert frames.features_BTC.shape == (1, frontend.clock.num_frames(samples), frontend.dim)
+
+
+def test_the_default_sees_25_ms_every_20_ms() -> None:
+    with torch.device("meta"):
+        frontend = Wave()
+    assert (frontend.clock.kernel_samples, frontend.clock.stride_samples, frontend.dim) == (400, 320, 512)
+    assert frontend(torch.empty(2, 16_000, device="meta")).features_BTC.shape == (2, 49, 512)
+
+
+@KINDS
+@hypothesis.given(lengths=st.lists(st.integers(400, 3_000), min_size=2, max_size=4))
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_a_padded_row_equals_the_row_alone(kind: type[ConvolutionalFrontend], lengths: list[int]) -> None:
+    frontend = build(kind, conv_bias=True)
+    waveform_BS = torch.zeros(len(lengths), max(lengths))
+    for row, length in enumerate(lengths):
+        waveform_BS[row, :length] = torch.randn(length)
+    frames = frontend(waveform_BS, torch.tensor(lengths))
+    assert frames.valid_BT is not None
+    for row, length in enumerate(lengths):
+        alone = frontend(waveform_BS[row : row + 1, :length]).features_BTC[0]
+        assert frames.valid_BT[row].sum() == len(alone)
+        torch.testing.assert_close(frames.features_BTC[row, : len(alone)], alone, atol=1e-5, rtol=1e-4)
+
+
+@KINDS
+def test_the_gradient_into_the_convolutions_is_scaled(kind: type[ConvolutionalFrontend]) -> None:
+    grads = []
+    waveform_BS = torch.randn(1, 2_000)
+    for scale in (1.0, 0.1):
+        frontend = build(kind, gradient_scale=scale)
+        frontend(waveform_BS).features_BTC.square().sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in frontend.parameters() if p.grad is not None]))
+    torch.testing.assert_close(grads[1], 0.1 * grads[0])
+
+
+@KINDS
+def test_bf16_stays_finite_on_silence_and_on_noise(kind: type[ConvolutionalFrontend]) -> None:
+    frontend = build(kind).bfloat16()
+    for waveform_BS in (torch.zeros(1, 2_000), torch.randn(1, 2_000)):
+        out = frontend(waveform_BS.bfloat16(), torch.tensor([1_500])).features_BTC
+        assert out.dtype == torch.bfloat16
+        assert out.isfinite().all()
+
+
+def test_a_waveform_shorter_than_a_frame_is_refused() -> None:
+    with pytest.raises(DataError, match="399 samples"):
+        build(Wave)(torch.randn(1, 399))

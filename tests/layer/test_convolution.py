@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+from torchaudio.models.wav2vec2.components import ConvLayerBlock, ConvolutionalPositionalEmbedding
+
+from ossicle.core.errors import ConfigError
+from ossicle.layer.convolution import ConvolutionBlock, ConvolutionPosition
+from ossicle.layer.normalisation import NoNorm
+
+
+@pytest.mark.parametrize("kernel", [3, 8, 128])
+@pytest.mark.parametrize("frames", [1, 5, 40])
+def test_positions_equal_torchaudios(kernel: int, frames: int) -> None:
+    ours, theirs = ConvolutionPosition(32, kernel, 4), ConvolutionalPositionalEmbedding(32, kernel, 4)
+    theirs.load_state_dict(ours.state_dict())
+    x_BTD = torch.randn(2, frames, 32)
+    out = ours(x_BTD)
+    assert out.shape == x_BTD.shape
+    torch.testing.assert_close(out, theirs(x_BTD))
+
+
+def test_position_weights_have_one_norm_for_each_tap() -> None:
+    position = ConvolutionPosition(32, 8, 4)
+    shapes = {name: tuple(value.shape) for name, value in position.state_dict().items()}
+    assert shapes == {
+        "conv.bias": (32,),
+        "conv.parametrizations.weight.original0": (1, 1, 8),
+        "conv.parametrizations.weight.original1": (32, 8, 8),
+    }
+
+
+def test_groups_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match="16 position groups do not divide the width 100"):
+        ConvolutionPosition(100)
+
+
+def test_a_block_equals_torchaudios() -> None:
+    ours = ConvolutionBlock(3, 5, 4, 2, norm=NoNorm(), bias=True)
+    theirs = ConvLayerBlock(3, 5, 4, 2, bias=True, layer_norm=None)
+    theirs.load_state_dict(ours.state_dict())
+    x_BCT = torch.randn(2, 3, 21)
+    torch.testing.assert_close(ours(x_BCT), theirs(x_BCT, None)[0])
+
+
+def test_blocks_start_with_he_initialisation() -> None:
+    block = ConvolutionBlock(64, 256, 3, 2, norm=nn.Identity(), bias=False)
+    assert block.conv.weight.std().item() == pytest.approx((2 / (64 * 3)) ** 0.5, rel=0.05)
