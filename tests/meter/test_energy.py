@@ -32,7 +32,7 @@ class Nvml(ModuleType):
 
 def counter_with(monkeypatch: pytest.MonkeyPatch, nvml: ModuleType | None) -> EnergyCounter:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
     return EnergyCounter.of_device(torch.device("cuda", 0))
 
 

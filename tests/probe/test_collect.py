@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.errors import DataError
 from ossicle.data.utterance import Phone, Utterance
 from ossicle.probe.collect import Clip, collect, long_enough, phone_of_frames, take_clips
-from probe.fakes import PlantedFeatures, spoken_clip
+from ossicle.probe.features import Featurizer
 
 
 def test_a_frames_phone_is_the_one_at_its_centre() -> None:
@@ -35,9 +37,11 @@ def test_clips_that_are_too_short_for_any_clock_are_left_out_for_all() -> None:
     assert [len(clip.waveform_S) for clip in kept] == [1500]
 
 
-def test_packed_frames_and_pools_are_those_of_each_utterance() -> None:
-    clips = [spoken_clip("0", "train", 0, frames=8), spoken_clip("1", "train", 1, frames=20)]
-    featurizer = PlantedFeatures("planted")
+def test_packed_frames_and_pools_are_those_of_each_utterance(
+    clip: Callable[..., Clip], planted: Callable[..., Featurizer]
+) -> None:
+    clips = [clip("0", "train", 0, frames=8), clip("1", "train", 1, frames=20)]
+    featurizer = planted("planted")
     found = collect(featurizer, clips, keep_frames=True)
     second = featurizer.extract(torch.from_numpy(clips[1].waveform_S))
     assert found.offsets.tolist() == [0, 8, 28]
@@ -49,11 +53,15 @@ def test_packed_frames_and_pools_are_those_of_each_utterance() -> None:
         _ = collect(featurizer, clips, keep_frames=False).frames
 
 
-def test_features_that_are_not_finite_stop_the_probe_and_name_the_utterance() -> None:
-    class Broken(PlantedFeatures):
+def test_features_that_are_not_finite_stop_the_probe_and_name_the_utterance(clip: Callable[..., Clip]) -> None:
+    class Broken(Featurizer):
+        name = "broken"
+        clock = FrameClock(320, 320)
+        layers = ("0",)
+
         @override
         def extract(self, waveform_S: Tensor) -> Tensor:
-            return super().extract(waveform_S) * float("nan")
+            return torch.full((1, self.clock.num_frames(len(waveform_S)), 3), float("nan"))
 
     with pytest.raises(DataError, match="train-7"):
-        collect(Broken("broken"), [spoken_clip("7", "train", 0)], keep_frames=False)
+        collect(Broken(), [clip("7", "train", 0)], keep_frames=False)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ossicle.probe.interval import bootstrap
 
@@ -44,3 +45,10 @@ def test_nothing_counted_gives_no_rate() -> None:
 
 def test_the_rate_is_of_all_units_not_of_utterances() -> None:
     assert bootstrap(np.array([[10, 0]]), np.array([10, 90])).error == pytest.approx(0.1)
+
+
+def test_no_error_in_few_utterances_is_no_proof_of_perfection() -> None:
+    found = bootstrap(np.zeros((2, 20)), np.ones(20))
+    assert (found.error, found.low) == (0, 0)
+    assert found.high == pytest.approx(binomtest(0, 20).proportion_ci(0.95).high)
+    assert bootstrap(np.ones((1, 20)), np.ones(20)).low == pytest.approx(1 - found.high)

@@ -42,7 +42,9 @@ def test_more_dimensions_than_utterances_still_generalise_by_a_strong_penalty() 
     fresh_y = torch.arange(600) % 3
     fresh[:, :3] += 4 * torch.eye(3)[fresh_y]
     best = int(left_out.argmin())
-    assert float((path.predict(fresh)[best] != fresh_y).float().mean()) == pytest.approx(float(left_out[best]), abs=0.12)
+    assert float((path.predict(fresh)[best] != fresh_y).float().mean()) == pytest.approx(
+        float(left_out[best]), abs=0.12
+    )
 
 
 def test_the_mix_prefers_the_layer_that_knows() -> None:

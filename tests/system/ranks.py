@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import toys
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from ossicle.callback.checkpoints import Checkpoints
 from ossicle.callback.preempt import Drain
+from tests.system import toys
 
 RESUME = {"max_steps": 8, "accumulate": 2, "ema_decay": 0.8}
 CHECKPOINTS = partial(Checkpoints, every_steps=3, keep=5)
@@ -26,10 +27,11 @@ CHECKPOINTS = partial(Checkpoints, every_steps=3, keep=5)
 class Recorder(Callback):
     """Keeps gradients as the optimiser sees them, in the first steps."""
 
-    def __init__(self, run_dir: Path, config: dict[str, object]) -> None:
+    def __init__(self, **_: object) -> None:
         self.gradients: list[dict[str, Tensor]] = []
         self.losses: list[float] = []
 
+    @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         if trainer.global_step:
             grads = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
@@ -39,9 +41,10 @@ class Recorder(Callback):
 class Killer(Callback):
     """Kills the process without a word in the middle of a step."""
 
-    def __init__(self, run_dir: Path, config: dict[str, object]) -> None:
+    def __init__(self, **_: object) -> None:
         self.batches = 0
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self.batches += 1
         if self.batches == 2 * 5:
@@ -51,9 +54,10 @@ class Killer(Callback):
 class Sender(Callback):
     """Rank 1 alone gets a signal in the middle of its third step."""
 
-    def __init__(self, run_dir: Path, config: dict[str, object]) -> None:
-        pass
+    def __init__(self, **_: object) -> None:
+        super().__init__()
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         if trainer.global_rank == 1 and trainer.global_step == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -73,7 +77,9 @@ def result(trainer: Trainer, system: LightningModule) -> dict[str, object]:
 
 def parallel(folder: Path, world: int) -> dict[str, object]:
     callbacks = (Recorder,)
-    return result(*toys.toy_run(folder / f"world-{world}", callbacks, devices=world, accumulate=4 // world, max_steps=5))
+    return result(
+        *toys.toy_run(folder / f"world-{world}", callbacks, devices=world, accumulate=4 // world, max_steps=5)
+    )
 
 
 def straight(folder: Path) -> dict[str, object]:
@@ -105,6 +111,7 @@ def fork(folder: Path, name: str, job: Callable[[], dict[str, object]], world: i
         if child:
             children.append(child)
             continue
+        signal.alarm(240)  # a rank whose peer died waits for half an hour
         torch.set_num_threads(1)
         if world > 1:
             place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_PORT": port}

@@ -21,7 +21,8 @@ from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
 from ossicle.optim.adamw import adamw
 from ossicle.optim.schedules import Polynomial
-from ossicle.system.build import Experiment
+from ossicle.system.build import Experiment, build
+from ossicle.system.trainer import make_trainer
 
 CLASSES = 4
 
@@ -35,7 +36,7 @@ class ToyEncoder(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(mixer(dim), nn.GELU(), nn.Dropout(0.2)) for _ in range(3))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        drop = torch.rand(3).tolist() if self.training else [1.0] * 3
+        drop = torch.rand(3, device="cpu").tolist() if self.training else [1.0] * 3
         for block, draw in zip(self.blocks, drop, strict=True):
             if draw >= self.layer_drop:
                 x_BTD = x_BTD + block(x_BTD)
@@ -75,7 +76,7 @@ class ToyModel(SpeechEncoder):
 class ToyObjective(Objective):
     """Tells the loudness class of a random half of the frames, whose number differs from batch to batch."""
 
-    def __init__(self, target: nn.Module, dim: int, feature_dim: int) -> None:
+    def __init__(self, target: nn.Module, dim: int, **_: object) -> None:
         super().__init__()
         self.target = target
         self.head = nn.Linear(dim, CLASSES)
@@ -132,6 +133,7 @@ class ToyData(LightningDataModule):
         self.clock: FrameClock | None = None
 
     def set_clock(self, clock: FrameClock, num_classes: int | None = None) -> None:
+        assert num_classes is None  # the toy's target has none
         self.clock = clock
 
     def advance(self, batches_per_rank: int = 1) -> None:
@@ -151,7 +153,7 @@ class ToyData(LightningDataModule):
         self.position = state_dict["position"]
 
 
-def no_target(clock: FrameClock, feature_dim: int) -> nn.Module:
+def no_target(**_: object) -> nn.Module:
     return nn.Identity()
 
 
@@ -171,7 +173,7 @@ def toy_experiment(**changes: object) -> Experiment:
         target=no_target,
         objective=ToyObjective,
         optim=partial(adamw, lr=0.01),
-        schedule=partial(Polynomial, warmup_steps=2, end=0.1),
+        schedule=partial(Polynomial, end=0.1),
         data=ToyData(),
         max_steps=8,
         clip_norm=1.0,
@@ -182,12 +184,12 @@ def toy_experiment(**changes: object) -> Experiment:
 
 
 def toy_run(
-    run_dir: Path, callbacks: tuple[Callable[..., Callback], ...] = (), checkpoint: Path | None = None, **changes: object
+    run_dir: Path,
+    callbacks: tuple[Callable[..., Callback], ...] = (),
+    checkpoint: Path | None = None,
+    **changes: object,
 ) -> tuple[object, object]:
     """Build, train, and return trainer and system."""
-    from ossicle.system.build import build  # noqa: PLC0415  after the fork of a rank
-    from ossicle.system.trainer import make_trainer  # noqa: PLC0415
-
     experiment = toy_experiment(callbacks=callbacks, **changes)
     system = build(experiment)
     trainer = make_trainer(experiment, run_dir=run_dir, config={"name": "toy"})

@@ -2,15 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+
+Config = Mapping[str, Any]
+"""A resolved config: plain containers, as YAML has them."""
 
 EXAMPLE = "hubert_tiny"  # the experiment whose keys are suggested for a misspelt one
 

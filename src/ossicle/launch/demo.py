@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ossicle.core.files import hash_json, read_json, write_json
 from ossicle.launch import runs
-from ossicle.launch.config import compose
+from ossicle.launch.config import Config, compose
 from ossicle.launch.experiment import check, resolved
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def task(cfg: "DictConfig") -> None:
 
     started = time.monotonic()
     demo = resolved(cfg)
-    directory = Path(str(demo["runs"])) / "demo" / hash_json({k: v for k, v in demo.items() if k != "runs"}, length=8)
+    directory = Path(demo["runs"]) / "demo" / hash_json({k: v for k, v in demo.items() if k != "runs"}, length=8)
     seconds: dict[str, float] = {}
 
     def timed(name: str, since: float) -> float:
@@ -55,9 +55,7 @@ def task(cfg: "DictConfig") -> None:
 
     log.info("3/4 probing: what a linear classifier reads from frozen features, on voices that were never heard")
     report = probe.probe(
-        resolved(
-            compose("probe", [f"run={run}", f"shards={demo['shards']}", f"output={directory}", *as_list(demo["probe"])])
-        )
+        resolved(compose("probe", [f"run={run}", f"shards={demo['shards']}", f"output={directory}", *demo["probe"]]))
     )
     timed("probe", mark)
 
@@ -65,45 +63,39 @@ def task(cfg: "DictConfig") -> None:
     summary = {
         "run": str(run),
         "experiment": demo["experiment"],
-        "phone_error": probe.errors(report, "phone"),
-        "language_error": probe.errors(report, "language"),
-        "speaker_error": probe.errors(report, "speaker"),
+        "phone_error": report.errors("phone"),
+        "language_error": report.errors("language"),
+        "speaker_error": report.errors("speaker"),
         "seconds": round(time.monotonic() - started, 1),
         "seconds_by_step": seconds,
         "cost": read_json(run / "cost.json"),
     }
     write_json(directory / "demo.json", summary)
-    show(summary, directory, run, str(demo["shards"]))
+    show(summary, directory, run, demo["shards"])
 
 
-def as_list(value: object) -> list[str]:
-    """A config's list of overrides."""
-    assert isinstance(value, Sequence)
-    return [str(item) for item in value]
-
-
-def hydra_values(config: Mapping[str, object], *names: str, prefix: str = "") -> list[str]:
+def hydra_values(config: Config, *names: str, prefix: str = "") -> list[str]:
     """Overrides that pass values of one config on to another."""
     return [f"{prefix}{name}={config[name]}" for name in names]
 
 
-def output(demo: Mapping[str, object]) -> list[str]:
+def output(demo: Config) -> list[str]:
     """The override that says where the corpus is written."""
     return [f"output={demo['shards']}"]
 
 
-def pretrain_overrides(demo: Mapping[str, object], directory: Path) -> list[str]:
+def pretrain_overrides(demo: Config, directory: Path) -> list[str]:
     """The overrides of the demo's pretraining run."""
     return [
         f"experiment={demo['experiment']}",
         f"data.shards={demo['shards']}",
         f"runs={directory.parent.parent}",
         *hydra_values(demo, "seed"),
-        *as_list(demo["pretrain"]),
+        *demo["pretrain"],
     ]
 
 
-def show(summary: Mapping[str, object], directory: Path, run: Path, shards: str) -> None:
+def show(summary: Config, directory: Path, run: Path, shards: str) -> None:
     """Print the table, the cost and three commands to go on with."""
     from rich.console import Console
     from rich.table import Table
@@ -125,13 +117,12 @@ def show(summary: Mapping[str, object], directory: Path, run: Path, shards: str)
     console.print(table)
     console.print(render(CostCard.read(run / "cost.json")))
     phones = summary["phone_error"]
-    assert isinstance(phones, Mapping)
     best = min(phones[f] for f in FEATURES[:3])
     console.print(
         f"The phones are those of voices and sentences that training never met. Pretraining took the error from "
         f"{100 * best:.1f} % (the best of the other three) to {100 * phones['pretrained']:.1f} %, "
         f"{100 * (1 - phones['pretrained'] / best):.0f} % fewer mistakes, "
-        f"in {float(str(summary['seconds'])):.0f} seconds.\n"
+        f"in {summary['seconds']:.0f} seconds.\n"
         f"Plots and numbers: {directory}\n\nNext:\n"
         f"  ossicle pretrain experiment=best_rq_tiny data.shards={shards}\n"
         f"  ossicle prepare corpus=folder corpus.input=YOUR_AUDIO output=corpora/mine\n"

@@ -1,33 +1,35 @@
 """Encoders of finished runs, built again from their configs."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.files import hash_file
 from ossicle.launch import runs
+from ossicle.launch.config import Config
 from ossicle.launch.experiment import resolved
 
 if TYPE_CHECKING:
     from ossicle.layer.speech_encoder import SpeechEncoder
 
 
-def config_of(directory: Path) -> dict[str, object]:
+def config_of(directory: Path) -> Config:
     """The config that a run directory carries.
 
     Raises:
         ConfigError: The directory has no config.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     for place in (directory, *directory.parents[:1]):  # a run of a chain lies one below the config
         if (place / runs.CONFIG_FILE).is_file():
-            return resolved(OmegaConf.create((place / runs.CONFIG_FILE).read_text(encoding="utf-8")))  # type: ignore[arg-type]
+            loaded = OmegaConf.load(place / runs.CONFIG_FILE)
+            assert isinstance(loaded, DictConfig)
+            return resolved(loaded)
     raise ConfigError(f"{directory} holds no {runs.CONFIG_FILE}", "name the directory of a run: runs/NAME/ID")
 
 
-def untrained_encoder(config: Mapping[str, object]) -> "SpeechEncoder":
+def untrained_encoder(config: Config) -> "SpeechEncoder":
     """The encoder of a config as it stood before its first step."""
     import torch
 
@@ -35,11 +37,11 @@ def untrained_encoder(config: Mapping[str, object]) -> "SpeechEncoder":
     from ossicle.launch.experiment import instantiate_part
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(int(str(config["seed"])), "init"))
+        torch.default_generator.manual_seed(derive_seed(config["seed"], "init"))
         encoder = instantiate_part(config, "encoder")(mixer=instantiate_part(config, "mixer"))
         frontend = instantiate_part(config, "frontend")()
         model = instantiate_part(config, "model")(frontend=frontend, encoder=encoder)
-    return model.eval()  # type: ignore[attr-defined]
+    return model.eval()
 
 
 def trained_encoder(directory: Path) -> "SpeechEncoder":

@@ -1,13 +1,14 @@
 """From a composed config to a frozen Experiment: the one place where configs become parts."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch.binding import check_binding
+from ossicle.launch.config import Config
 from ossicle.launch.preflight import BatchShare, share_batch
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "optim", "schedule")
 
 
-def resolved(cfg: "DictConfig") -> dict[str, object]:
+def resolved(cfg: "DictConfig") -> dict[str, Any]:
     """The config as plain containers, every interpolation resolved.
 
     Raises:
@@ -39,7 +40,7 @@ def resolved(cfg: "DictConfig") -> dict[str, object]:
     return {str(key): value for key, value in plain.items()}
 
 
-def instantiate_part(config: Mapping[str, object], name: str) -> Callable[..., object]:
+def instantiate_part(config: Config, name: str) -> Callable[..., Any]:
     """One part of the config as a factory.
 
     Raises:
@@ -54,21 +55,19 @@ def instantiate_part(config: Mapping[str, object], name: str) -> Callable[..., o
         raise ConfigError(f"{name}: {error.__cause__ or error}", f"mend {name} in the config") from error
 
 
-def world_size(config: Mapping[str, object]) -> int:
+def world_size(config: Config) -> int:
     """Ranks that the config asks for."""
     cluster = config["cluster"]
-    assert isinstance(cluster, Mapping)
     return int(cluster["devices"]) * int(cluster["num_nodes"])
 
 
-def batch_share(config: Mapping[str, object]) -> BatchShare:
+def batch_share(config: Config) -> BatchShare:
     """How the config's global batch is shared over its ranks."""
     data = config["data"]
-    assert isinstance(data, Mapping)
-    return share_batch(float(str(config["batch_s"])), float(str(data["batch_s"])), world_size(config))
+    return share_batch(config["batch_s"], data["batch_s"], world_size(config))
 
 
-def stages(config: Mapping[str, object]) -> "Stages":
+def stages(config: Config) -> "Stages":
     """The chain of runs that the config asks for."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -79,7 +78,7 @@ def stages(config: Mapping[str, object]) -> "Stages":
         raise ConfigError(f"stage: {error.__cause__ or error}", "mend the stages in the config") from error
 
 
-def check(config: Mapping[str, object]) -> None:
+def check(config: Config) -> None:
     """Everything about a config that can be checked before a device is asked for, the building of its parts included.
 
     Raises:
@@ -92,7 +91,7 @@ def check(config: Mapping[str, object]) -> None:
         build_on_meta(config, run.clusters, run.max_steps)
 
 
-def build_on_meta(config: Mapping[str, object], clusters: int | None = None, max_steps: int | None = None) -> None:
+def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | None = None) -> None:
     """Build a config's parts without their weights, as one run of its chain has them.
 
     Args:
@@ -118,7 +117,7 @@ def build_on_meta(config: Mapping[str, object], clusters: int | None = None, max
     parts["schedule"](max_steps=config["max_steps"] if max_steps is None else max_steps)
 
 
-def use_threads(config: Mapping[str, object]) -> None:
+def use_threads(config: Config) -> None:
     """Set torch's threads as the config says; without a word, one a core that this process may use."""
     import torch
 
@@ -126,7 +125,7 @@ def use_threads(config: Mapping[str, object]) -> None:
     torch.set_num_threads(int(str(threads)))
 
 
-def experiment(config: Mapping[str, object], run_dir: Path) -> "Experiment":
+def experiment(config: Config, run_dir: Path) -> "Experiment":
     """The parts of a config, ready to be built.
 
     Args:
@@ -141,9 +140,8 @@ def experiment(config: Mapping[str, object], run_dir: Path) -> "Experiment":
     data = instantiate(config["data"], _convert_="all")
     if callable(data) and not hasattr(data, "train_dataloader"):
         data = data(seed=config["seed"], quarantine=run_dir / "quarantine.jsonl")
-    watchers = [instantiate(node, _convert_="all") for node in dict(config["callback"] or {}).values() if node]  # type: ignore[call-overload]
+    watchers = [instantiate(node, _convert_="all") for node in dict(config["callback"] or {}).values() if node]
     cluster = config["cluster"]
-    assert isinstance(cluster, Mapping)
     return Experiment(
         name=config["name"],
         seed=config["seed"],

@@ -27,7 +27,7 @@ def task(cfg: "DictConfig") -> None:
         source=cfg.source,
         clusters=cfg.clusters,
         seed=cfg.seed,
-        output=Path(str(config["output"])),
+        output=Path(config["output"]),
         run=find_run(Path(cfg.run)) if cfg.run else None,
         layer=cfg.layer,
         sample_frames=cfg.sample_frames,

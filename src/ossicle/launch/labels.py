@@ -1,13 +1,13 @@
 """Labels for masked prediction: which features are clustered, on which clock, and where the labels lie."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
+from ossicle.launch.config import Config
 from ossicle.launch.encoders import fingerprint, trained_encoder, untrained_encoder
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def features_of(request: LabelRequest) -> "tuple[Callable[[Tensor], Tensor], Fra
     return extract, model.clock
 
 
-def clock_of(config: Mapping[str, object]) -> FrameClock:
+def clock_of(config: Config) -> FrameClock:
     """The clock of the model that a config describes, without its weights."""
     import torch
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from ossicle.core.files import atomic_write
+from ossicle.launch.config import Config
 
 KEY_COLUMNS = ("step",)
 
@@ -29,6 +30,7 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = path
         self.rows: list[dict[str, str]] = []
+        self._columns: list[str] = []  # of the file as this process wrote it: none before its first row
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_step]
@@ -60,11 +62,11 @@ class CsvLogger(Logger):
         columns = dict.fromkeys(KEY_COLUMNS) | dict.fromkeys(
             sorted({name for row in self.rows for name in row} - {"step"})
         )
-        known = self.path.is_file() and self.path.open(encoding="utf-8").readline().strip().split(",") == list(columns)
-        if known and len(self.rows) > 1:
+        if list(columns) == self._columns:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, list(columns), restval="").writerow(self.rows[-1])
             return
+        self._columns = list(columns)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(columns), restval="")
         writer.writeheader()
@@ -73,7 +75,7 @@ class CsvLogger(Logger):
             file.write(text.getvalue())
 
 
-def loggers(config: Mapping[str, object], run_dir: Path, resumed_step: int) -> list[Logger]:
+def loggers(config: Config, run_dir: Path, resumed_step: int) -> list[Logger]:
     """The loggers of a run.
 
     Args:
@@ -88,7 +90,7 @@ def loggers(config: Mapping[str, object], run_dir: Path, resumed_step: int) -> l
     return chosen
 
 
-def wandb_logger(settings: Mapping[str, object], config: Mapping[str, object], run_dir: Path) -> Logger:
+def wandb_logger(settings: Config, config: Config, run_dir: Path) -> Logger:
     """A Weights & Biases logger whose run has the run directory's identity, so that a resumed run goes on in one curve.
 
     Raises:
@@ -112,7 +114,7 @@ def wandb_logger(settings: Mapping[str, object], config: Mapping[str, object], r
         id=identity,
         offline=mode == "offline",
         config=dict(config),
-        tags=list(settings["tags"]),  # type: ignore[arg-type]
+        tags=list(settings["tags"]),
         resume="allow",
         settings=wandb.Settings(silent=True, console="off"),
     )

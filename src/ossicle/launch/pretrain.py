@@ -3,13 +3,13 @@
 import logging
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ossicle.core.errors import DataError
 from ossicle.core.world import World
 from ossicle.launch import runs
+from ossicle.launch.config import Config
 from ossicle.launch.experiment import batch_share, check, resolved, stages, use_threads
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def task(cfg: "DictConfig") -> float | None:
     return pretrain(config, runs.run_dir(config))
 
 
-def pretrain(config: Mapping[str, object], directory: Path) -> float | None:
+def pretrain(config: Config, directory: Path) -> float | None:
     """Carry out every run of the config's chain that is not finished.
 
     Args:
@@ -70,13 +70,13 @@ def pretrain(config: Mapping[str, object], directory: Path) -> float | None:
     return loss
 
 
-def as_loss(state: Mapping[str, object]) -> float | None:
+def as_loss(state: Config) -> float | None:
     """The loss that a finished run recorded."""
     loss = state.get("loss")
     return float(loss) if isinstance(loss, int | float) else None
 
 
-def train_one(config: Mapping[str, object], run: "Run", place: Path, before: Path | None) -> float | None:
+def train_one(config: Config, run: "Run", place: Path, before: Path | None) -> float | None:
     """One run of the chain: its labels where it needs them, then training."""
     from ossicle.launch.training import train
 
@@ -85,17 +85,15 @@ def train_one(config: Mapping[str, object], run: "Run", place: Path, before: Pat
         changed["max_steps"] = run.max_steps
     if run.clusters is not None:
         target = changed["target"]
-        assert isinstance(target, Mapping)
         changed["target"] = {**target, "num_classes": run.clusters}
     data = changed["data"]
-    assert isinstance(data, Mapping)
     if run.label_source is not None and data.get("labels") is None:
         labels = labels_for(config, run, before)
         changed["data"] = {**data, "labels": str(labels)}
     return train(changed, place)
 
 
-def labels_for(config: Mapping[str, object], run: "Run", before: Path | None) -> Path:
+def labels_for(config: Config, run: "Run", before: Path | None) -> Path:
     """The label set of a run; the first process makes it, the others wait for its card.
 
     Raises:
@@ -104,15 +102,14 @@ def labels_for(config: Mapping[str, object], run: "Run", before: Path | None) ->
     from ossicle.launch.labels import LabelRequest, clock_of, make, place_of
 
     data = config["data"]
-    assert isinstance(data, Mapping)
     assert run.clusters is not None
     assert run.label_source is not None
     request = LabelRequest(
-        shards=Path(str(data["shards"])),
-        split=str(data["split"]),
+        shards=Path(data["shards"]),
+        split=data["split"],
         source=run.label_source,
         clusters=run.clusters,
-        seed=int(str(config["seed"])),
+        seed=config["seed"],
         run=before,
         layer=run.layer,
         clock=clock_of(config) if run.label_source == "mfcc" else None,

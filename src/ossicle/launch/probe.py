@@ -1,14 +1,14 @@
 """``ossicle probe``: what the frozen features of a run know."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch import runs
-from ossicle.launch.config import nearest
+from ossicle.launch.config import Config, nearest
 from ossicle.launch.encoders import config_of, trained_encoder, untrained_encoder
 from ossicle.launch.experiment import resolved, use_threads
 
@@ -37,7 +37,7 @@ def task(cfg: "DictConfig") -> None:
     Console().print(render(report))
 
 
-def probe(config: Mapping[str, object]) -> "ProbeReport":
+def probe(config: Config) -> "ProbeReport":
     """Probe the run that a config names.
 
     Args:
@@ -45,22 +45,21 @@ def probe(config: Mapping[str, object]) -> "ProbeReport":
     """
     from ossicle.probe.run import Protocol, read_clips, run_probe
 
-    directory = runs.find_run(Path(str(config["run"])))
+    directory = runs.find_run(Path(config["run"]))
     trained_on = config_of(directory)["data"]
-    assert isinstance(trained_on, Mapping)
     shards = Path(str(config["shards"] or trained_on["shards"]))
     output = Path(str(config["output"] or directory))
     use_threads({"threads": config["threads"]})
     protocol = Protocol(
         seeds=tuple(int(str(seed)) for seed in names(config, "seeds")),
-        train_s=float(str(config["train_s"])),
-        dev_s=float(str(config["dev_s"])),
-        test_s=float(str(config["test_s"])),
+        train_s=config["train_s"],
+        dev_s=config["dev_s"],
+        test_s=config["test_s"],
     )
     chosen = tasks(names(config, "tasks"))
     clips = read_clips(shards, protocol)
     return run_probe(
-        featurizers(directory, names(config, "baselines"), str(config["device"])),
+        featurizers(directory, names(config, "baselines"), config["device"]),
         clips,
         chosen,
         out_dir=output,
@@ -68,7 +67,7 @@ def probe(config: Mapping[str, object]) -> "ProbeReport":
     )
 
 
-def names(config: Mapping[str, object], key: str) -> list[str]:
+def names(config: Config, key: str) -> list[str]:
     """A config's list as text."""
     value = config[key]
     if isinstance(value, str) or not isinstance(value, Sequence):

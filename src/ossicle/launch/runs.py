@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.files import hash_json, read_json, write_json
+from ossicle.launch.config import Config
 
 # What decides where and how fast a run computes, but not what: left out of its identity.
 INFRASTRUCTURE = frozenset(
@@ -16,7 +17,7 @@ CONFIG_FILE = "config.yaml"
 STATE_FILE = "run.json"
 
 
-def run_id(config: Mapping[str, object]) -> str:
+def run_id(config: Config) -> str:
     """Eight hex digits from the resolved config without its infrastructure keys."""
     kept = {key: value for key, value in config.items() if key not in INFRASTRUCTURE}
     data = kept.get("data")
@@ -25,9 +26,9 @@ def run_id(config: Mapping[str, object]) -> str:
     return hash_json(kept, length=8)
 
 
-def run_dir(config: Mapping[str, object]) -> Path:
+def run_dir(config: Config) -> Path:
     """runs/NAME/ID of a resolved config."""
-    return Path(str(config["runs"])) / str(config["name"]) / run_id(config)
+    return Path(config["runs"]) / config["name"] / run_id(config)
 
 
 def find_run(path: Path) -> Path:

@@ -1,9 +1,9 @@
 """One training run through Lightning: the trainer, its plugins and what watches it."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
+from ossicle.launch.config import Config
 from ossicle.launch.experiment import experiment
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ def resumed_step(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def train(config: Mapping[str, object], place: Path) -> float | None:
+def train(config: Config, place: Path) -> float | None:
     """Train until ``max_steps``, from the last checkpoint in ``place`` where there is one.
 
     Args:
@@ -28,6 +28,8 @@ def train(config: Mapping[str, object], place: Path) -> float | None:
     Returns:
         The loss at the last reading.
     """
+    from lightning import LightningDataModule
+
     from ossicle.launch.loggers import loggers
     from ossicle.system.build import build
     from ossicle.system.trainer import make_trainer
@@ -39,5 +41,6 @@ def train(config: Mapping[str, object], place: Path) -> float | None:
     if step:
         log.info("resuming %s at step %d of %d", place, step, parts.max_steps)
     trainer = make_trainer(parts, run_dir=place, config=dict(config), loggers=loggers(config, place, step))
+    assert isinstance(parts.data, LightningDataModule)
     trainer.fit(system, datamodule=parts.data, ckpt_path=str(last) if step else None)
     return system.last_loss

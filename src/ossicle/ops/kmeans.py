@@ -78,7 +78,7 @@ def kmeans(
     seed: int,
     restarts: int | None = None,
     max_iterations: int = 100,
-    tolerance: float = 1e-4,
+    tolerance: float = 3e-4,
 ) -> KMeans:
     """Cluster frames: :func:`start`, then :func:`lloyd`.
 
@@ -136,7 +136,7 @@ def lloyd(
     *,
     seed: int,
     max_iterations: int = 100,
-    tolerance: float = 1e-4,
+    tolerance: float = 3e-4,
     reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> KMeans:
     """Move centroids to the means of their frames until the inertia hardly falls.

@@ -43,4 +43,7 @@ def bootstrap(
     drawn = counts_B > 0
     rates = (errors_BR * weight_BR).sum(1)[drawn] / counts_B[drawn]
     low, high = np.quantile(rates, [0.025, 0.975])
-    return Interval(float(errors_RU.sum() / (repeats * total)), float(low), float(high))
+    error = float(errors_RU.sum() / (repeats * total))
+    # where no utterance errs (or all of them do) there is nothing to draw from: Clopper and Pearson's exact bound
+    unseen = 1 - 0.025 ** (1 / utterances)
+    return Interval(error, 1 - unseen if error == 1 else float(low), unseen if error == 0 else float(high))

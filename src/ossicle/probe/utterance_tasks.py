@@ -19,6 +19,8 @@ from ossicle.probe.pooled import Standardisation, fit_ridge, learn_mix
 from ossicle.probe.report import WEIGHTED, Outcome, TaskNote
 from ossicle.probe.tasks import ProbeTask, Splits, drawn_utterances, hashed
 
+_SAME = 1e-3
+
 T = TypeVar("T")
 
 
@@ -85,7 +87,7 @@ class UtteranceTask(ProbeTask):
     def run(self, sets: Splits[FeatureSet], layers: tuple[str, ...], seeds: Sequence[int]) -> Iterator[Outcome]:
         dev = None if sets.dev is None else sets.dev.utterances
         division = self.divide(Splits(sets.train.utterances, sets.test.utterances, dev))
-        data = self._gather(sets, division)
+        data, layers = _informative(self._gather(sets, division), layers)
         for seed in seeds:
             rows = drawn_utterances(len(division.train), seed, self.name).nonzero()[0]
             for place, layer in enumerate(layers):
@@ -122,6 +124,14 @@ class _Data:
     vectors: _Vectors
     answers: tuple[Tensor, ...]
     num_classes: int
+
+
+def _informative(data: _Data, layers: tuple[str, ...]) -> tuple[_Data, tuple[str, ...]]:
+    """Only the layers whose vectors differ: normalising each utterance leaves the same mean and deviation in all."""
+    spread_L = data.vectors.train.std(dim=1, correction=0).amax(-1)
+    kept = (spread_L > _SAME).nonzero()[:, 0].tolist() or [0]
+    vectors = _Vectors(*(x_LUE[kept] for x_LUE in data.vectors))
+    return _Data(vectors, data.answers, data.num_classes), tuple(layers[place] for place in kept)
 
 
 def _fit_and_test(

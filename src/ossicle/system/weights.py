@@ -1,6 +1,7 @@
 """Weights of an encoder alone: written as safetensors, read from there or from a checkpoint."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return encoder_weights(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
-    except (safetensors.SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise DataError(f"{path} holds no readable weights: {error}", "export the run's encoder again") from error
 
 

@@ -1,6 +1,9 @@
 """Utterances and featurizers whose answers are known."""
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -62,3 +65,18 @@ class PlantedFeatures(Featurizer):
             signal_TD = 3 * self.phone_VD[phones_T] + self.speaker_VD[speakers_T]
             frames_LTD[self.informative] = signal_TD + 0.3 * frames_LTD[self.informative]
         return frames_LTD
+
+
+@pytest.fixture
+def clip() -> Callable[..., Clip]:
+    return spoken_clip
+
+
+@pytest.fixture
+def splits() -> Callable[..., Splits[tuple[Clip, ...]]]:
+    return spoken_splits
+
+
+@pytest.fixture
+def planted() -> type[PlantedFeatures]:
+    return PlantedFeatures

@@ -1,0 +1,102 @@
+import logging
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from ossicle.callback.collapse import CollapseGuard
+from ossicle.core.batch import EncoderOutput
+from ossicle.core.errors import CollapseError
+from tests.system.toys import ToyModel, ToyObjective, toy_run
+
+GUARD = partial(CollapseGuard, start_step=4, patience=2, min_over_chance=None, min_output_perplexity=None)
+
+
+class Poison(Callback):
+    """Makes a loss that is no number from the third step on."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(float("nan"))
+
+
+class DeadModel(ToyModel):
+    """An encoder that answers everything alike."""
+
+    @override
+    def encode(
+        self, x_BTD: torch.Tensor, valid_BT: torch.Tensor | None = None, *, layers: bool = False
+    ) -> EncoderOutput:
+        return EncoderOutput(super().encode(x_BTD).last_BTD * 1e-6)
+
+
+class OneClass(ToyObjective):
+    """Classes that are all the same, as labels of a dead clustering are."""
+
+    def __init__(self, **parts: object) -> None:
+        super().__init__(**parts)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor([50.0, 0.0, 0.0, 0.0]))
+
+
+def test_a_model_whose_output_is_constant_is_warned_of_and_then_stopped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(CollapseError, match="nearly constant") as caught:
+        toy_run(tmp_path, (GUARD,), model=DeadModel, max_steps=40)
+    assert "step 6" in caught.value.problem  # first seen at step 4, again at 6
+    assert "step 4" in caplog.text
+
+
+def test_a_model_that_predicts_one_class_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(CollapseError, match="hardly any classes"):
+        toy_run(tmp_path, (partial(GUARD, min_output_perplexity=1.5),), objective=OneClass, max_steps=40)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_the_first_reading(tmp_path: Path) -> None:
+    guard = partial(CollapseGuard, start_step=1000, patience=100)
+    with pytest.raises(CollapseError, match="step 4: the loss is not a finite number"):
+        toy_run(tmp_path, (Poison, guard), max_steps=40)
+
+
+def test_warning_only_lets_the_run_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer, _ = toy_run(tmp_path, (partial(GUARD, action="warn"),), model=DeadModel, max_steps=20)
+    assert isinstance(trainer, Trainer)
+    assert trainer.global_step == 20
+    assert sum("nearly constant" in record.message for record in caplog.records) == 2  # first sign, end of patience
+
+
+def test_a_healthy_run_passes_all_guards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    guard = partial(CollapseGuard, start_step=80, patience=1, min_over_chance=1.0)
+    with caplog.at_level(logging.WARNING, logger="ossicle"):
+        trainer, _ = toy_run(tmp_path, (guard,), max_steps=120, log_every=40, accumulate=2)
+    assert isinstance(trainer, Trainer)
+    assert trainer.global_step == 120
+    assert not [record for record in caplog.records if record.name.startswith("ossicle")]
+
+
+def test_masked_accuracy_is_held_against_guessing_only_where_classes_are_predicted(tmp_path: Path) -> None:
+    guard = CollapseGuard(run_dir=tmp_path, config={}, start_step=0)
+    guessing = {"objective/accuracy_masked": 0.3, "target/codes_top": 0.3, "target/codes_perplexity": 9.0}
+    assert not list(guard.signs(guessing, 1))
+    predicting = {**guessing, "objective/codes_perplexity": 9.0}
+    assert [sign for sign, _ in guard.signs(predicting, 1)] == ["the model guesses"]
+    assert not list(guard.signs({**predicting, "objective/accuracy_masked": 0.4}, 1))
+
+
+def test_readings_that_recover_start_the_count_anew(tmp_path: Path) -> None:
+    guard = CollapseGuard(run_dir=tmp_path, config={}, start_step=0, patience=2)
+    trainer, system = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False), LightningModule()
+    for step, std in enumerate([0.0, 1.0, 0.0, 1.0, 0.0], start=1):
+        guard.on_metrics(trainer, system, {"objective/output_std": std}, step)
+    with pytest.raises(CollapseError):
+        guard.on_metrics(trainer, system, {"objective/output_std": 0.0}, 6)

@@ -1,0 +1,55 @@
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ossicle.callback.checkpoints import Checkpoints
+from ossicle.callback.cost import CostMeter
+from ossicle.core.files import read_json
+from ossicle.meter.cost import CostCard
+from ossicle.meter.flops import macs_of_audio
+from ossicle.system.build import build
+from tests.system.toys import toy_experiment, toy_run
+
+CALLBACKS = (CostMeter, partial(Checkpoints, every_steps=4, keep=1))
+KEYS = {
+    "gpu_hours", "wall_s", "audio_hours", "audio_s_per_s", "padding_fraction", "data_wait_fraction", "mfu",
+    "peak_memory_bytes", "energy_kwh", "co2e_kg", "params", "macs_per_audio_s",
+}  # fmt: skip
+
+
+def audio_s(positions: range) -> float:
+    return sum((2 + p % 3) * (4 + p % 2) * 0.1 for p in positions)
+
+
+def test_the_card_of_a_run_on_a_cpu_knows_what_a_cpu_can_know(tmp_path: Path) -> None:
+    toy_run(tmp_path, CALLBACKS, max_steps=4)
+    card = read_json(tmp_path / "cost.json")
+    assert card.keys() == KEYS
+    assert card["gpu_hours"]["value"] == 0
+    assert card["audio_hours"]["value"] * 3600 == pytest.approx(audio_s(range(4)))
+    assert card["audio_s_per_s"]["value"] == pytest.approx(audio_s(range(4)) / card["wall_s"]["value"])
+    assert 0 <= card["data_wait_fraction"]["value"] < 1
+    assert card["peak_memory_bytes"]["value"] > 2**27
+    assert {name for name, entry in card.items() if entry["value"] is None} == {"mfu", "energy_kwh", "co2e_kg"}
+    assert all(entry["reason"] for entry in card.values() if entry["value"] is None)
+    model = build(toy_experiment()).model
+    rows = {6400: (2 + 0) + (2 + 2), 8000: (2 + 1) + (2 + 0)}  # of positions 0 to 3
+    macs = sum(count * macs_of_audio(model, samples) for samples, count in rows.items())
+    assert card["macs_per_audio_s"]["value"] == pytest.approx(macs / audio_s(range(4)))
+    assert card["params"]["value"] == sum(p.numel() for p in build(toy_experiment()).parameters())
+
+
+def test_cost_accumulates_over_resumptions_and_lost_steps_count(tmp_path: Path) -> None:
+    toy_run(tmp_path, CALLBACKS, max_steps=6)  # checkpoints at 4 and 6
+    first = CostCard.read(tmp_path / "cost.json")
+    toy_run(tmp_path, CALLBACKS, tmp_path / "checkpoints" / "last.ckpt", max_steps=8)
+    second = CostCard.read(tmp_path / "cost.json")
+    assert second.audio_hours.value is not None
+    assert second.audio_hours.value * 3600 == pytest.approx(audio_s(range(8)))
+    assert second.wall_s.value > first.wall_s.value  # type: ignore[operator]
+    # Started again from nothing in the same directory, as after a crash before any checkpoint: spent is spent.
+    toy_run(tmp_path, CALLBACKS, max_steps=2)
+    third = CostCard.read(tmp_path / "cost.json")
+    assert third.audio_hours.value is not None
+    assert third.audio_hours.value * 3600 == pytest.approx(audio_s(range(8)) + audio_s(range(2)))

@@ -1,0 +1,77 @@
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from ossicle.callback.checkpoints import Checkpoints
+from ossicle.callback.preempt import Drain
+from ossicle.core.errors import ConfigError
+from tests.system.toys import toy_run
+
+NEVER = partial(Checkpoints, every_steps=1000, keep=1)
+
+
+class Sender(Callback):
+    """Sends a signal to its own process in the first micro-batch of the third step."""
+
+    def __init__(self, number: signal.Signals, **_: object) -> None:
+        super().__init__()
+        self.number = number
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if batch_idx == 4:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Handlers as they were, after the test."""
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_in_a_step_is_answered_at_its_end_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    trainer, _ = toy_run(tmp_path, (partial(Sender, number), Drain, NEVER), accumulate=2, max_steps=50)
+    assert isinstance(trainer, Trainer)
+    drain = next(c for c in vars(trainer)["callbacks"] if isinstance(c, Drain))
+    assert drain.drained_by == number
+    assert trainer.global_step == 3
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (saved["global_step"], saved["position"]) == (3, 6)
+    assert not (tmp_path / "encoder.safetensors").exists()
+    assert signal.getsignal(number) == before
+    resumed, _ = toy_run(tmp_path, (Drain, NEVER), tmp_path / "checkpoints" / "last.ckpt", accumulate=2, max_steps=5)
+    assert isinstance(resumed, Trainer)
+    assert resumed.global_step == 5
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_the_handler_that_stood_before_is_called_after_the_checkpoint(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def requeue(number: int, _: object) -> None:
+        seen.append((number, (tmp_path / "checkpoints" / "last.ckpt").is_file()))
+        raise SystemExit(3)
+
+    signal.signal(signal.SIGUSR2, requeue)
+    with pytest.raises(SystemExit):
+        toy_run(tmp_path, (partial(Sender, signal.SIGUSR2), Drain, NEVER), accumulate=2, max_steps=50)
+    assert seen == [(signal.SIGUSR2, True)]
+    assert signal.getsignal(signal.SIGUSR2) == requeue
+
+
+def test_a_name_that_is_no_signal_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SIGNONE"):
+        Drain(run_dir=tmp_path, config={}, signals=["SIGNONE"])

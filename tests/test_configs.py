@@ -1,0 +1,84 @@
+"""Every YAML binds to its constructor and builds on the meta device; every experiment starts and takes two steps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ossicle.launch.binding import check_binding
+from ossicle.launch.config import compose, groups
+from ossicle.launch.experiment import build_on_meta, check, experiment, resolved
+from ossicle.launch.pretrain import pretrain
+from ossicle.system.build import build_parts
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PARTS = sorted(path for path in CONF.glob("*/**/*.yaml") if path.parent.name not in {"experiment", "cluster"})
+EXPERIMENTS = groups()["experiment"]
+
+# What makes any experiment small enough to take two steps in a second or two; its parts stay what they are.
+TOY = [
+    "max_steps=2", "batch_s=4", "data.batch_s=4", "data.max_crop_s=2", "data.min_crop_s=1", "data.num_shapes=1",
+    "data.workers=0", "data.window_shards=2", "encoder.dim=32", "encoder.num_layers=2", "encoder.ffn_dim=64",
+    "encoder.position_kernel=8", "encoder.position_groups=4", "mixer.num_heads=2", "schedule.warmup_steps=1",
+    "wandb.mode=disabled", "log_every=1", "threads=1", "cluster.accelerator=cpu",
+]  # fmt: skip
+
+
+def toy(name: str, *more: str) -> dict[str, Any]:
+    return resolved(compose("pretrain", [f"experiment={name}", *TOY, *more]))
+
+
+def smaller_chain(config: dict[str, Any]) -> dict[str, Any]:
+    """The same chain of runs with few clusters and two steps each."""
+    for run in config["stage"].get("iterations", ()):
+        run |= {"clusters": 8, "max_steps": 2}
+        if run.get("layer") is not None:
+            run["layer"] = 1
+    if "convolutions" in config["frontend"]:
+        config["frontend"]["convolutions"] = [[16, k, s] for _, k, s in config["frontend"]["convolutions"]]
+    return config
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda p: str(p.relative_to(CONF)))
+def test_every_yaml_binds_to_its_constructor(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    node = yaml.safe_load(text)
+    assert "_target_" in node or "defaults" in node, "a part names its class"
+    check_binding({path.parent.name: node})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_builds_on_the_meta_device(name: str) -> None:
+    config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=nowhere", "batch_s=1", "data.batch_s=1"]))
+    check(config)
+    build_on_meta(config)
+
+
+@pytest.mark.parametrize("group", ["mixer", "frontend"])
+def test_every_part_builds_in_an_encoder_on_the_meta_device(group: str) -> None:
+    for option in groups()[group]:
+        build_on_meta(toy("wav2vec2_tiny", "data.shards=nowhere", f"{group}={option}"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_takes_two_steps(name: str, synthetic_dataset: Path, tmp_path: Path) -> None:
+    config = smaller_chain(toy(name, f"data.shards={synthetic_dataset}", f"runs={tmp_path}"))
+    check(config)
+    loss = pretrain(config, tmp_path / "run")
+    assert loss is not None
+    assert math.isfinite(loss)
+    assert (tmp_path / "run" / "encoder.safetensors").is_file()
+    assert (tmp_path / "run" / "cost.json").is_file()
+
+
+def test_two_builds_of_one_seed_are_equal_and_of_two_seeds_are_not(synthetic_dataset: Path, tmp_path: Path) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        config = toy("best_rq_tiny", f"data.shards={synthetic_dataset}", f"seed={seed}")
+        model, _ = build_parts(experiment(config, tmp_path))
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
