@@ -59,7 +59,7 @@ class PlantedFeatures(Featurizer):
         values_T = waveform_S[::320]
         phones_T = values_T.floor().long()
         speakers_T = ((values_T - values_T.floor()) * 64).round().long()
-        seed = generator(int(1e4 * float(values_T.sum())), len(values_T), 0, self.name)
+        seed = generator(0, 0, 0, f"{self.name} {values_T.tolist()}")
         frames_LTD = torch.randn(len(self.layers), len(values_T), self.phone_VD.shape[1], generator=seed)
         if self.informative is not None:
             signal_TD = 3 * self.phone_VD[phones_T] + self.speaker_VD[speakers_T]

@@ -28,7 +28,9 @@ def test_a_ctc_head_learns_untimed_classes_of_frames() -> None:
         labels.append(label)
     packed = torch.cat(frames, dim=1)[0]
     whitening = Whitening.fit(packed, torch.zeros(len(packed), dtype=torch.int64), 1, 1e-2)
-    head = train_ctc_head(frames[:48], labels[:48], 5, whitening=whitening, training=CTCTraining(epochs=60), seed=0)
+    head = train_ctc_head(
+        frames[:48], labels[:48], 5, whitening=whitening, training=CTCTraining(epochs=60, batch_utterances=4), seed=0
+    )
     found = [head.decode(x) for x in frames[48:]]
     errors, counts = phone_errors([list(map(str, x)) for x in labels[48:]], [list(map(str, x)) for x in found])
     assert errors.sum() / counts.sum() < 0.05

@@ -23,7 +23,7 @@ def test_a_sum_of_layers_learns_to_spell_without_times_and_noise_does_not(
     splits: Callable[..., Splits[tuple[Clip, ...]]], planted: Callable[..., Featurizer]
 ) -> None:
     clips = splits(40)
-    task = PhoneCTC(spelled, CTCTraining(epochs=40), every_layer=True)
+    task = PhoneCTC(spelled, CTCTraining(epochs=60, batch_utterances=2), every_layer=True)
     sets = Splits(*(collect(planted("p", 2), x, keep_frames=True) for x in (clips.train, clips.test, clips.dev or ())))
     outcomes = {o.layer: o for o in task.run(sets, ("0", "1"), (0,))}
     rates = {layer: o.errors_U.sum() / o.counts_U.sum() for layer, o in outcomes.items()}

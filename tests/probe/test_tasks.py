@@ -2,7 +2,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from ossicle.probe.collect import Clip, FeatureSet, collect
 from ossicle.probe.features import Featurizer
@@ -45,16 +44,17 @@ def test_the_layer_that_knows_is_found_and_the_others_are_at_chance(
     assert int(np.argmax(weights)) == 1
 
 
-def test_selection_and_test_errors_differ_in_what_they_are_counted_on(
+def test_without_a_dev_split_a_tenth_of_the_training_utterances_is_kept_to_choose_on(
     splits: Callable[..., Splits[tuple[Clip, ...]]], planted: Callable[..., Featurizer]
 ) -> None:
     for dev in (True, False):
         clips = splits(dev=dev)
         sets = collected(planted("noise", informative=None, num_layers=1), clips)
         (outcome,) = TASK.run(sets, ("0",), (0,))
-        labelled = sum(len(clip.utterance.phones) * 4 for clip in clips.train)
-        left = labelled if dev else labelled * 22 / 24
-        assert outcome.num_train == pytest.approx(0.9 * left, rel=0.03)
+        keep = drawn_utterances(24, 0, "phone")
+        if not dev:
+            keep &= ~left_out_tenth(sets.train.utterances)
+        assert outcome.num_train == 40 * keep.sum()
         assert TASK.note(named(clips)).selected_on.startswith("dev" if dev else "a tenth")
 
 

@@ -47,6 +47,12 @@ def task_of(command: str) -> Callable[["DictConfig"], object]:
     return task
 
 
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with options before overrides: argparse takes overrides only where they stand together."""
+    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    return [a for a in arguments if a not in overrides] + overrides
+
+
 def on_cluster(overrides: Sequence[str]) -> bool:
     """Whether the overrides ask for a cluster: Hydra's launchers serve multiruns, so it becomes one of one job."""
     return any(o.startswith("cluster=") and o.partition("=")[2] not in {"local", ""} for o in overrides)
@@ -61,9 +67,9 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    arguments = list(overrides)
+    arguments = options_first(overrides)
     if on_cluster(arguments) and not {"-m", "--multirun"} & set(arguments):
-        arguments.append("--multirun")
+        arguments.insert(0, "--multirun")
     sys.argv = [f"ossicle {command}", *arguments]
     # Hydra would print its own short message and exit; with this it lets errors through, and they are explained below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -38,8 +38,9 @@ def untrained_encoder(config: Config) -> "SpeechEncoder":
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config["seed"], "init"))
-        encoder = instantiate_part(config, "encoder")(mixer=instantiate_part(config, "mixer"))
+        # In the order of system/build.py, so that the weights are those that the run began with.
         frontend = instantiate_part(config, "frontend")()
+        encoder = instantiate_part(config, "encoder")(mixer=instantiate_part(config, "mixer"))
         model = instantiate_part(config, "model")(frontend=frontend, encoder=encoder)
     return model.eval()
 

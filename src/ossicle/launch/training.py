@@ -3,10 +3,15 @@
 import logging
 from pathlib import Path
 
+from ossicle.core.errors import OssicleError
 from ossicle.launch.config import Config
 from ossicle.launch.experiment import experiment
 
 log = logging.getLogger(__name__)
+
+
+class InterruptedRunError(OssicleError):
+    """A run was asked to stop, and did so at the end of a step."""
 
 
 def resumed_step(checkpoint: Path) -> int:
@@ -27,6 +32,9 @@ def train(config: Config, place: Path) -> float | None:
 
     Returns:
         The loss at the last reading.
+
+    Raises:
+        InterruptedRunError: A signal ended the run before its last step; the step it reached is saved.
     """
     from lightning import LightningDataModule
 
@@ -43,4 +51,9 @@ def train(config: Config, place: Path) -> float | None:
     trainer = make_trainer(parts, run_dir=place, config=dict(config), loggers=loggers(config, place, step))
     assert isinstance(parts.data, LightningDataModule)
     trainer.fit(system, datamodule=parts.data, ckpt_path=str(last) if step else None)
+    if trainer.global_step < parts.max_steps:
+        raise InterruptedRunError(
+            f"{place} was stopped by a signal at step {trainer.global_step} of {parts.max_steps}, which is saved",
+            "start the same command again: it goes on from there",
+        )
     return system.last_loss

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jiwer
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
-from ossicle.probe.linear import Whitening, mix
+from ossicle.probe.linear import Whitening, discriminant, mix
 
 BLANK = 0
 
@@ -27,12 +27,12 @@ class CTCTraining:
         epochs: Passes over the training utterances.
         batch_utterances: Utterances an update.
         learning_rate: Adam's highest rate, on whitened frames; rises over a tenth of the updates, then falls to 0.
-        mixing_rate: Adam's rate for the weights of the layers.
+        mixing_rate: Adam's rate for the weights of the layers, which stay equal for the first third of the updates.
         weight_decay: Decoupled weight decay of the head.
     """
 
     epochs: int = 20
-    batch_utterances: int = 16
+    batch_utterances: int = 8
     learning_rate: float = 1e-2
     mixing_rate: float = 0.05
     weight_decay: float = 1e-3
@@ -77,8 +77,8 @@ def train_ctc_head(
     whitening: Whitening,
     training: CTCTraining,
     seed: int,
-) -> CTCHead:
-    """Learn a head, and the weights of layers where there is more than one.
+) -> Iterator[CTCHead]:
+    """Learn a head, and the weights of layers where there is more than one; the head after each epoch.
 
     Args:
         frames: Frames of every training utterance, each of shape (L, T, D); normalised where L > 1.
@@ -86,21 +86,17 @@ def train_ctc_head(
         num_classes: Classes with the blank (V).
         whitening: Of the sum with equal shares: the coordinates that the head is trained in.
         training: The budget.
-        seed: Draws the head's start and the order.
+        seed: Draws the order.
     """
-    layers, _, dim = frames[0].shape
-    device = frames[0].device
-    init = torch.randn(dim, num_classes, generator=generator(seed, 0, 0, "probe/ctc")) * 0.01
-    weight_DV = init.to(device).requires_grad_()
-    bias_V = torch.zeros(num_classes, device=device, requires_grad=True)
-    share_L = torch.zeros(layers, device=device, requires_grad=True)
+    weight_DV, bias_V = (tensor.requires_grad_() for tensor in flat_start(frames, labels, num_classes, whitening))
+    share_L = torch.zeros(len(frames[0]), device=weight_DV.device, requires_grad=True)
     groups = [
         {"params": [weight_DV, bias_V], "lr": training.learning_rate, "weight_decay": training.weight_decay},
         {"params": [share_L], "lr": training.mixing_rate, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups)
     updates = training.epochs * math.ceil(len(frames) / training.batch_utterances)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _triangle(updates))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [_rise_and_fall(updates), _late(updates)])
     targets = [torch.tensor(label, dtype=torch.int64) for label in labels]
     for epoch in range(training.epochs):
         order = torch.randperm(len(frames), generator=generator(seed, epoch, 0, "probe/order"))
@@ -113,13 +109,37 @@ def train_ctc_head(
             optimiser.step()
             optimiser.zero_grad()
             schedule.step()
-    head = whitening.fold(weight_DV.detach(), bias_V.detach())
-    return CTCHead(head.weight_DV, head.bias_V, share_L.detach().softmax(0))
+        head = whitening.fold(weight_DV.detach(), bias_V.detach())
+        yield CTCHead(head.weight_DV, head.bias_V, share_L.detach().softmax(0))
 
 
-def _triangle(updates: int) -> Callable[[int], float]:
+def flat_start(
+    frames: Sequence[Float[Tensor, "L T D"]], labels: Sequence[Sequence[int]], num_classes: int, whitening: Whitening
+) -> tuple[Float[Tensor, "D V"], Float[Tensor, " V"]]:
+    """The discriminant of labels spread evenly over their utterances, as recognisers without alignments were begun.
+
+    From zero, CTC first learns to say nothing but blanks, and how long it stays there differs between features.
+    """
+    spread = [
+        torch.tensor(label)[torch.arange(x.shape[1]) * len(label) // x.shape[1]]
+        for x, label in zip(frames, labels, strict=True)
+    ]
+    z_PD = torch.cat([whitening.apply(x.mean(0)) for x in frames])
+    weight_DV, bias_V = discriminant(z_PD, torch.cat(spread).to(z_PD.device), num_classes)
+    weight_DV[:, BLANK] = 0
+    bias_V[BLANK] = bias_V[1:].logsumexp(0)
+    return weight_DV, bias_V
+
+
+def _rise_and_fall(updates: int) -> Callable[[int], float]:
     peak = max(1, updates // 10)
     return lambda step: min((step + 1) / peak, max(0.0, (updates - step) / max(1, updates - peak)))
+
+
+def _late(updates: int) -> Callable[[int], float]:
+    """0 for a third of the updates: while a head still says little, the layer that tells it least fits best."""
+    start = updates // 3
+    return lambda step: 0.0 if step < start else (updates - step) / (updates - start)
 
 
 def _ctc_loss(logits_PV: Tensor, lengths: Sequence[int], targets: Sequence[Int64[Tensor, " N"]]) -> Tensor:

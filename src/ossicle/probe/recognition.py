@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from ossicle.data.utterance import Utterance
 from ossicle.probe.collect import FeatureSet
-from ossicle.probe.ctc import CTCTraining, fits, phone_errors, train_ctc_head
+from ossicle.probe.ctc import CTCHead, CTCTraining, fits, phone_errors, train_ctc_head
 from ossicle.probe.linear import Whitening, mix, normalise
 from ossicle.probe.report import WEIGHTED, Outcome, TaskNote
 from ossicle.probe.tasks import SILENCE, ProbeTask, Splits, drawn_utterances, left_out_tenth
@@ -93,20 +95,17 @@ class PhoneCTC(ProbeTask):
             began = time.perf_counter()
             drawn = train.only(drawn_utterances(len(train.phones), seed, self.name).tolist())
             labels = [[number[phone] for phone in phones] for phones in drawn.phones]
-            head = train_ctc_head(
+            heads = train_ctc_head(
                 drawn.frames, labels, len(classes) + 1, whitening=whitening, training=self.training, seed=seed
             )
-            found = [
-                [[classes[cls - 1] for cls in head.decode(frames)] for frames in part.frames] for part in (select, test)
-            ]
-            chosen_errors, chosen_counts = phone_errors(select.phones, found[0])
-            errors_U, counts_U = phone_errors(test.phones, found[1])
+            head, error = _least_error(heads, select, classes)
+            errors_U, counts_U = _score(head, test, classes)
             yield Outcome(
                 layer=layer,
                 seed=seed,
                 errors_U=errors_U,
                 counts_U=counts_U,
-                selection_error=float(chosen_errors.sum() / chosen_counts.sum()),
+                selection_error=error,
                 num_train=len(labels),
                 seconds=time.perf_counter() - began,
                 layer_weights=tuple(head.layer_weights_L.tolist()) if layer == WEIGHTED else None,
@@ -138,3 +137,18 @@ class PhoneCTC(ProbeTask):
             phones = self.phonemise(utterance) if utterance.text else []
             self._known[utterance.id] = [phone for phone in phones if phone != SILENCE]
         return self._known[utterance.id]
+
+
+def _least_error(heads: Iterator[CTCHead], select: _Spelled, classes: Sequence[str]) -> tuple[CTCHead, float]:
+    """The head of the epoch with the least selection error, and that error; of equal ones the first."""
+    scored: list[tuple[float, CTCHead]] = []
+    for head in heads:
+        errors_U, counts_U = _score(head, select, classes)
+        scored.append((float(errors_U.sum() / counts_U.sum()), head))
+    error, head = min(scored, key=lambda pair: pair[0])
+    return head, error
+
+
+def _score(head: CTCHead, spelled: _Spelled, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    found = [[classes[cls - 1] for cls in head.decode(frames)] for frames in spelled.frames]
+    return phone_errors(spelled.phones, found)

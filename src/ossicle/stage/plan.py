@@ -1,7 +1,7 @@
 """Chains of runs: what is trained on which labels, one run after another.
 
-A plan is plain data. The launch floor carries it out: for each run it makes the labels that the run needs, from MFCCs or
-from a layer of the run before, and then trains.
+A plan is plain data. The launch floor carries it out: for each run it makes the labels that the run needs, from MFCCs
+or from a layer of the run before, and then trains.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +40,9 @@ class Run:
         if self.label_source not in {None, "mfcc", "layer"}:
             raise ValueError(f"label_source is {self.label_source!r}; it is one of mfcc, layer or null")
         if self.label_source is not None and not self.clusters:
-            raise ValueError(f"run {self.name!r} clusters {self.label_source} features but states no number of clusters")
+            raise ValueError(
+                f"run {self.name!r} clusters {self.label_source} features but states no number of clusters"
+            )
         if self.label_source == "layer" and self.layer is None:
             raise ValueError(f"run {self.name!r} clusters a layer's output but names no layer")
 
