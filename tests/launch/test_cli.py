@@ -1,11 +1,11 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ossicle.launch.cli import COMMANDS, main, on_cluster, usage
+from ossicle.launch.cli import COMMANDS, main, on_cluster, options_first, usage
+from tests.launch.toy import ossicle
 
 HEAVY = """
 import sys
@@ -13,14 +13,6 @@ from ossicle.launch.cli import main
 main(sys.argv[1:])
 print([name for name in ("torch", "lightning") if name in sys.modules])
 """
-
-
-def ossicle(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ossicle.launch.cli", *arguments],
-        capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -80,3 +72,7 @@ def test_a_cluster_is_reached_through_a_multirun_of_one_job() -> None:
     assert on_cluster(["experiment=x", "cluster=slurm"])
     assert not on_cluster(["cluster=local"])
     assert not on_cluster(["experiment=x"])
+
+
+def test_options_may_stand_anywhere_among_overrides() -> None:
+    assert options_first(["a=1", "-m", "b=2", "--cfg", "job", "~c"]) == ["-m", "--cfg", "job", "a=1", "b=2", "~c"]

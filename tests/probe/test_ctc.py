@@ -1,6 +1,6 @@
 import torch
 
-from ossicle.probe.ctc import BLANK, CTCTraining, collapse, fits, phone_errors, train_ctc_head
+from ossicle.probe.ctc import BLANK, CTCTraining, collapse, fits, flat_start, phone_errors, train_ctc_head
 from ossicle.probe.linear import Whitening
 
 
@@ -28,9 +28,8 @@ def test_a_ctc_head_learns_untimed_classes_of_frames() -> None:
         labels.append(label)
     packed = torch.cat(frames, dim=1)[0]
     whitening = Whitening.fit(packed, torch.zeros(len(packed), dtype=torch.int64), 1, 1e-2)
-    head = train_ctc_head(
-        frames[:48], labels[:48], 5, whitening=whitening, training=CTCTraining(epochs=60, batch_utterances=4), seed=0
-    )
+    training = CTCTraining(epochs=60, batch_utterances=4)
+    *_, head = train_ctc_head(frames[:48], labels[:48], 5, whitening=whitening, training=training, seed=0)
     found = [head.decode(x) for x in frames[48:]]
     errors, counts = phone_errors([list(map(str, x)) for x in labels[48:]], [list(map(str, x)) for x in found])
     assert errors.sum() / counts.sum() < 0.05
@@ -42,3 +41,17 @@ def test_phone_errors_count_edits_of_each_utterance() -> None:
     errors, counts = phone_errors(references, hypotheses)
     assert errors.tolist() == [2, 2, 0]
     assert counts.tolist() == [3, 2, 1]
+
+
+def test_a_flat_start_beats_chance_before_any_update() -> None:
+    rng = torch.Generator().manual_seed(1)
+    means = 4 * torch.randn(5, 12, generator=rng)
+    labels = [(torch.randperm(4, generator=rng) + 1)[:3].tolist() for _ in range(40)]
+    # true spans of 3, 4 and 5 frames, where a flat start takes 4 each
+    paths = [[cls for cls, n in zip(label, (3, 4, 5), strict=True) for _ in range(n)] for label in labels]
+    frames = [(means[path] + torch.randn(12, 12, generator=rng))[None] for path in paths]
+    packed = torch.cat(frames, dim=1)[0]
+    whitening = Whitening.fit(packed, torch.zeros(len(packed), dtype=torch.int64), 1, 1e-2)
+    weight, bias = flat_start(frames, labels, 5, whitening)
+    found = (whitening.apply(packed) @ weight + bias)[:, 1:].argmax(-1) + 1
+    assert float((found == torch.tensor(paths).flatten()).float().mean()) > 0.9

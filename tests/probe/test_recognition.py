@@ -22,13 +22,13 @@ def spelled(utterance: Utterance) -> list[str]:
 def test_a_sum_of_layers_learns_to_spell_without_times_and_noise_does_not(
     splits: Callable[..., Splits[tuple[Clip, ...]]], planted: Callable[..., Featurizer]
 ) -> None:
-    clips = splits(40)
-    task = PhoneCTC(spelled, CTCTraining(epochs=60, batch_utterances=2), every_layer=True)
+    clips = splits(160)
+    task = PhoneCTC(spelled, CTCTraining(epochs=20, batch_utterances=4, learning_rate=3e-2), every_layer=True)
     sets = Splits(*(collect(planted("p", 2), x, keep_frames=True) for x in (clips.train, clips.test, clips.dev or ())))
     outcomes = {o.layer: o for o in task.run(sets, ("0", "1"), (0,))}
     rates = {layer: o.errors_U.sum() / o.counts_U.sum() for layer, o in outcomes.items()}
     assert set(rates) == {"0", "1", "weighted"}
-    assert rates["weighted"] < 0.25
+    assert rates["weighted"] < 0.7 * rates["0"]
     assert rates["1"] < 0.1
     assert rates["0"] > 0.6
     counts = [len([s for s in spelled(clip.utterance) if s != "_"]) for clip in clips.test]

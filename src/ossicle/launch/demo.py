@@ -41,9 +41,8 @@ def task(cfg: "DictConfig") -> None:
 
     mark = started
     log.info("1/4 speech: %s hours by eSpeak NG, in %s", demo["hours"], demo["shards"])
-    prepare.task(
-        compose("prepare", ["corpus=synthetic", *hydra_values(demo, "hours", prefix="corpus."), *output(demo)])
-    )
+    corpus = ["corpus=synthetic", f"corpus.hours={demo['hours']}", f"output={demo['shards']}", *demo["prepare"]]
+    prepare.task(compose("prepare", corpus))
     mark = timed("prepare", mark)
 
     log.info("2/4 pretraining: %s, no label is seen but clusters of the sound itself", demo["experiment"])
@@ -74,23 +73,13 @@ def task(cfg: "DictConfig") -> None:
     show(summary, directory, run, demo["shards"])
 
 
-def hydra_values(config: Config, *names: str, prefix: str = "") -> list[str]:
-    """Overrides that pass values of one config on to another."""
-    return [f"{prefix}{name}={config[name]}" for name in names]
-
-
-def output(demo: Config) -> list[str]:
-    """The override that says where the corpus is written."""
-    return [f"output={demo['shards']}"]
-
-
 def pretrain_overrides(demo: Config, directory: Path) -> list[str]:
     """The overrides of the demo's pretraining run."""
     return [
         f"experiment={demo['experiment']}",
         f"data.shards={demo['shards']}",
         f"runs={directory.parent.parent}",
-        *hydra_values(demo, "seed"),
+        f"seed={demo['seed']}",
         *demo["pretrain"],
     ]
 

@@ -11,6 +11,7 @@ from ossicle.core.world import World
 from ossicle.launch import runs
 from ossicle.launch.config import Config
 from ossicle.launch.experiment import batch_share, check, resolved, stages, use_threads
+from ossicle.launch.ranks import needs_ranks, run_ranks
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,6 +51,9 @@ def pretrain(config: Config, directory: Path) -> float | None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / runs.CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
         runs.write_state(directory, name=config["name"], id=directory.name, finished=False)
+    if needs_ranks(config):
+        run_ranks(config, directory)
+        return as_loss(runs.read_state(directory))
     log.info("run %s: %s", directory, batch_share(config))
     use_threads(config)
     loss: float | None = None

@@ -22,15 +22,29 @@ Precision = Literal["32-true", "bf16-mixed"]
 def pick_precision(precision: str, accelerator: str) -> Precision:
     """The precision of a run.
 
+    Args:
+        precision: ``auto`` (bf16 on a GPU that has it, float32 elsewhere), ``fastest`` (bf16 also on a CPU whose
+            instructions multiply it), ``32-true`` or ``bf16-mixed``.
+        accelerator: ``auto``, ``cpu`` or ``cuda``.
+
     Raises:
         ConfigError: The precision is unknown, or is float16: its range is too small for losses that are sums.
     """
-    if precision == "auto":
-        on_gpu = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return "bf16-mixed" if on_gpu else "32-true"
+    if precision in {"auto", "fastest"}:
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        native = torch.cuda.is_bf16_supported() if on_gpu else precision == "fastest" and cpu_multiplies_bf16()
+        return "bf16-mixed" if native else "32-true"
     if precision not in {"32-true", "bf16-mixed"}:
-        raise ConfigError(f"precision={precision} is not one that runs take", "choose auto, 32-true or bf16-mixed")
+        raise ConfigError(
+            f"precision={precision} is not one that runs take", "choose auto, fastest, 32-true or bf16-mixed"
+        )
     return precision
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 products (AVX-512 BF16 or AMX); without them bf16 is slower."""
+    found = torch.backends.cpu.get_cpu_capability() in {"AVX512", "AMX"}
+    return found and bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  torch offers no public question
 
 
 def make_callbacks(experiment: Experiment, run_dir: Path, config: Mapping[str, object]) -> list[Callback]:
