@@ -10,6 +10,7 @@ import pytest
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch.loggers import CsvLogger, loggers
+from tests.launch.wandb_server import serving
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -47,7 +48,7 @@ def test_without_wandb_there_is_the_csv_file_alone(tmp_path: Path) -> None:
     assert [type(logger) for logger in made] == [CsvLogger]
 
 
-OFFLINE = """
+LOGGING = """
 import sys
 from pathlib import Path
 from ossicle.launch.loggers import loggers
@@ -63,7 +64,7 @@ print(wandb_logger.experiment.id)
 def test_wandb_offline_needs_no_account_and_keeps_every_reading(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     ran = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(tmp_path), "offline"],
+        [sys.executable, "-c", LOGGING, str(tmp_path), "offline"],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     assert ran.stdout.strip().endswith("x-abcd")
@@ -74,3 +75,16 @@ def test_wandb_offline_needs_no_account_and_keeps_every_reading(tmp_path: Path) 
     ).stdout  # fmt: skip
     assert "objective/loss" in shown
     assert all(json.loads(line) is not None for line in shown.splitlines() if line.strip())
+
+
+def test_wandb_online_sends_every_reading_to_the_server(tmp_path: Path) -> None:
+    with serving() as server:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
+            "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "local-" + 40 * "a", "WANDB_ERROR_REPORTING": "false",
+        }  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-c", LOGGING, str(tmp_path), "online"],
+            capture_output=True, text=True, check=True, env=environment, timeout=200,
+        )  # fmt: skip
+        losses = [row["objective/loss"] for row in server.history["x-abcd"] if "objective/loss" in row]
+    assert losses == [3.0, 2.0, 1.0]

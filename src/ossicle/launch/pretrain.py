@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ossicle.core.errors import DataError
+from ossicle.core.files import atomic_write
 from ossicle.core.world import World
 from ossicle.launch import runs
 from ossicle.launch.config import Config
@@ -42,14 +43,17 @@ def pretrain(config: Config, directory: Path) -> float | None:
     """
     from omegaconf import OmegaConf
 
+    from ossicle.meter.chain import chain_card
+    from ossicle.meter.cost import CostCard
+
     first = World.from_environment().is_first
     state = runs.read_state(directory)
     if state.get("finished"):
         log.info("%s is finished: nothing to do (change the config or its seed for another run)", directory)
         return as_loss(state)
     if first:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / runs.CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+        with atomic_write(directory / runs.CONFIG_FILE, "w") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         runs.write_state(directory, name=config["name"], id=directory.name, finished=False)
     if needs_ranks(config):
         run_ranks(config, directory)
@@ -69,7 +73,9 @@ def pretrain(config: Config, directory: Path) -> float | None:
     if first:
         if directory / chain[-1].name != directory:
             shutil.copyfile(directory / chain[-1].name / runs.ENCODER_FILE, directory / runs.ENCODER_FILE)
-            shutil.copyfile(directory / chain[-1].name / "cost.json", directory / "cost.json")
+            chain_card([CostCard.read(directory / run.name / "cost.json") for run in chain]).write(
+                directory / "cost.json"
+            )
         runs.write_state(directory, finished=True, loss=loss, last_run=chain[-1].name)
     return loss
 
