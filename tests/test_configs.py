@@ -15,7 +15,9 @@ from ossicle.launch.pretrain import pretrain
 from ossicle.system.build import build_parts
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-PARTS = sorted(path for path in CONF.glob("*/**/*.yaml") if path.parent.name not in {"experiment", "cluster"})
+PARTS = sorted(
+    path for path in CONF.glob("*/**/*.yaml") if path.parent.name not in {"experiment", "cluster", "job_logging"}
+)
 EXPERIMENTS = groups()["experiment"]
 
 # What makes any experiment small enough to take two steps in a second or two; its parts stay what they are.

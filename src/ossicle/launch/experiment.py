@@ -118,11 +118,11 @@ def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | 
 
 
 def use_threads(config: Config) -> None:
-    """Set torch's threads as the config says; without a word, one a core that this process may use."""
+    """Set torch's threads as the config says; without a word, the ranks of a machine share its cores evenly."""
     import torch
 
-    threads = config["threads"] or len(os.sched_getaffinity(0))
-    torch.set_num_threads(int(str(threads)))
+    ranks = config["cluster"]["devices"] if "cluster" in config else 1
+    torch.set_num_threads(config["threads"] or max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def experiment(config: Config, run_dir: Path) -> "Experiment":

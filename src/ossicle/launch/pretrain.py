@@ -122,6 +122,7 @@ def labels_for(config: Config, run: "Run", before: Path | None) -> Path:
         seed=config["seed"],
         run=before,
         layer=run.layer,
+        sample_frames=config["label_frames"],
         clock=clock_of(config) if run.label_source == "mfcc" else None,
     )
     if World.from_environment().is_first:

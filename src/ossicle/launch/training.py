@@ -1,6 +1,7 @@
 """One training run through Lightning: the trainer, its plugins and what watches it."""
 
 import logging
+import warnings
 from pathlib import Path
 
 from ossicle.core.errors import OssicleError
@@ -23,6 +24,12 @@ def resumed_step(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
+def quiet() -> None:
+    """Silence what Lightning says of itself: its tips and its list of devices that are not there."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec")
+
+
 def train(config: Config, place: Path) -> float | None:
     """Train until ``max_steps``, from the last checkpoint in ``place`` where there is one.
 
@@ -42,6 +49,7 @@ def train(config: Config, place: Path) -> float | None:
     from ossicle.system.build import build
     from ossicle.system.trainer import make_trainer
 
+    quiet()
     parts = experiment(config, place)
     system = build(parts)
     last = place / "checkpoints" / "last.ckpt"
