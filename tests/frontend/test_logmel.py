@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torchaudio.compliance import kaldi
 
 from ossicle.core.errors import ConfigError, DataError
-from ossicle.frontend.logmel import LogMel
+from ossicle.frontend.logmel import LogMel, shift_bands
 from ossicle.frontend.wave import Wave
 
 
@@ -70,3 +70,27 @@ def test_settings_that_make_no_frames_are_refused() -> None:
         LogMel(hop_ms=0.01)
     with pytest.raises(DataError, match="500 samples are fewer than the 560"):
         LogMel()(torch.randn(1, 500))
+
+
+def test_bands_are_shifted_in_training_alone_and_as_a_whole() -> None:
+    mels_BTC = torch.randn(64, 3, 10)
+    torch.manual_seed(0)
+    shifted_BTC = shift_bands(mels_BTC, 2)
+    seen = set()
+    for row, original in zip(shifted_BTC, mels_BTC, strict=True):
+        for shift in range(-2, 3):
+            places = (torch.arange(10) + shift).clamp(0, 9)
+            if torch.equal(row, original[:, places]):
+                seen.add(shift)
+    assert seen == {-2, -1, 0, 1, 2}
+    torch.manual_seed(0)
+    assert torch.equal(shift_bands(mels_BTC, 2), shifted_BTC)
+    frontend, plain = LogMel(band_shift=4), LogMel()
+    wave = torch.randn(4, 8000)
+    assert torch.equal(frontend.eval()(wave).features_BTC, plain(wave).features_BTC)
+    assert not torch.equal(frontend.train()(wave).features_BTC, plain(wave).features_BTC)
+
+
+def test_a_shift_beyond_the_bands_is_refused() -> None:
+    with pytest.raises(ConfigError, match="band_shift=80"):
+        LogMel(band_shift=80)

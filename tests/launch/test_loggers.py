@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import WandbLogger
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.loggers import CsvLogger, loggers
+from ossicle.launch.loggers import CsvLogger, SurvivingWandbLogger, loggers
 from tests.launch.wandb_server import serving
 
 
@@ -88,3 +89,15 @@ def test_wandb_online_sends_every_reading_to_the_server(tmp_path: Path) -> None:
         )  # fmt: skip
         losses = [row["objective/loss"] for row in server.history["x-abcd"] if "objective/loss" in row]
     assert losses == [3.0, 2.0, 1.0]
+
+
+def test_a_run_survives_the_loss_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(WandbLogger, "log_metrics", lost)
+    logger = SurvivingWandbLogger(save_dir=str(tmp_path), offline=True)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.log_metrics({"a": 2.0}, step=2)
+    logger.finalize("success")
+    assert logger._lost

@@ -2,6 +2,7 @@
 
 from typing import final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -28,9 +29,11 @@ class LogMel(Frontend):
         rate_hz: Samples a second of the waveform.
         low_hz: Lower edge of the first band.
         high_hz: Upper edge of the last band; 0 or less counts from half the rate.
+        band_shift: In training, each utterance's bands move up or down together by at most so many, which stands for a
+            shorter or longer vocal tract (Jaitly and Hinton 2013, "Vocal tract length perturbation"); 0 for none.
 
     Raises:
-        ConfigError: If window or hop is no whole number of samples, or stack is less than one.
+        ConfigError: If window or hop is no whole number of samples, stack is less than one, or band_shift is negative.
     """
 
     def __init__(
@@ -43,16 +46,20 @@ class LogMel(Frontend):
         rate_hz: int = 16_000,
         low_hz: float = 20.0,
         high_hz: float = 0.0,
+        band_shift: int = 0,
     ) -> None:
         super().__init__()
         if stack < 1:
             raise ConfigError(f"frontend.stack={stack} makes no frames", "frontend.stack is 1 or more")
+        if not 0 <= band_shift < num_mels:
+            raise ConfigError(f"frontend.band_shift={band_shift} is out of range", f"it lies in [0, {num_mels})")
         self.num_mels = num_mels
         self.window_ms = window_ms
         self.hop_ms = hop_ms
         self.stack = stack
         self.low_hz = low_hz
         self.high_hz = high_hz
+        self.band_shift = band_shift
         self.mel_clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
         self.clock = self.mel_clock.then(stack, stack)
         self.dim = num_mels * stack
@@ -70,6 +77,8 @@ class LogMel(Frontend):
             low_hz=self.low_hz,
             high_hz=self.high_hz,
         )
+        if self.training and self.band_shift:
+            mels_BTC = shift_bands(mels_BTC, self.band_shift)
         num_frames = self.clock.num_frames(waveform_BS.shape[-1])
         valid_BT = stacked_BT = None
         if lengths_B is not None:
@@ -77,3 +86,14 @@ class LogMel(Frontend):
             stacked_BT = frame_mask(lengths_B, self.clock, num_frames)
         normed_BTC = self.norm(mels_BTC, valid_BT)[:, : num_frames * self.stack]
         return Frames(normed_BTC.reshape(len(normed_BTC), num_frames, self.dim), stacked_BT)
+
+
+def shift_bands(mels_BTC: Float[Tensor, "B T C"], most: int) -> Float[Tensor, "B T C"]:
+    """Each row's bands moved by a random number in [-most, most], the outermost band repeated.
+
+    Draws from the host's default generator, which the system seeds for every batch: no device is waited for.
+    """
+    rows, _, bands = mels_BTC.shape
+    shifts_B = torch.randint(-most, most + 1, (rows, 1), device="cpu")
+    places_BC = (torch.arange(bands) + shifts_B).clamp(0, bands - 1).to(mels_BTC.device, non_blocking=True)
+    return mels_BTC.gather(2, places_BC[:, None].expand_as(mels_BTC))

@@ -2,16 +2,22 @@
 
 import csv
 import io
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from ossicle.core.errors import ConfigError
 from ossicle.core.files import atomic_write
 from ossicle.launch.config import Config
+
+log = logging.getLogger(__name__)
 
 KEY_COLUMNS = ("step",)
 
@@ -75,6 +81,29 @@ class CsvLogger(Logger):
             file.write(text.getvalue())
 
 
+class SurvivingWandbLogger(WandbLogger):
+    """Weights & Biases, whose failure costs a run its curves there and nothing else: metrics.csv has them too."""
+
+    _lost = False
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except (OSError, wandb.errors.Error) as error:
+            self._lost = True
+            log.warning("W&B is lost (%s): the run goes on with metrics.csv alone", error)
+
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if not self._lost:
+            super().finalize(status)
+
+
 def loggers(config: Config, run_dir: Path, resumed_step: int) -> list[Logger]:
     """The loggers of a run.
 
@@ -96,25 +125,30 @@ def wandb_logger(settings: Config, config: Config, run_dir: Path) -> Logger:
     Raises:
         ConfigError: ``wandb.mode`` is none of offline, online, disabled.
     """
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    from ossicle.core.errors import ConfigError
-
     mode = settings["mode"]
     if mode not in {"offline", "online"}:
         raise ConfigError(f"wandb.mode={mode} is unknown", "choose offline, online or disabled")
     identity = "-".join(run_dir.parts[-3:] if run_dir.parent.parent.name == config["name"] else run_dir.parts[-2:])
     (run_dir / "wandb").mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
-        save_dir=str(run_dir),
-        project=str(settings["project"]),
-        entity=settings["entity"],
-        name=identity,
-        id=identity,
-        offline=mode == "offline",
-        config=dict(config),
-        tags=list(settings["tags"]),
-        resume="allow",
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+
+    def make(*, offline: bool) -> SurvivingWandbLogger:
+        return SurvivingWandbLogger(
+            save_dir=str(run_dir),
+            project=settings["project"],
+            entity=settings["entity"],
+            name=identity,
+            id=identity,
+            offline=offline,
+            config=dict(config),
+            tags=list(settings["tags"]),
+            resume="allow",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    logger = make(offline=mode == "offline")
+    try:
+        _ = logger.experiment  # opens the run on rank 0, which may find no server
+    except wandb.errors.CommError as error:
+        log.warning("W&B cannot be reached (%s): this run logs offline; send it later with wandb sync", error)
+        logger = make(offline=True)
+    return logger

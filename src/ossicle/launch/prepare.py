@@ -26,13 +26,22 @@ def task(cfg: "DictConfig") -> None:
     check_binding(OmegaConf.to_container(cfg.corpus, resolve=True))
     output = Path(cfg.output)
     if cfg.verify:
-        log.info("%s", verify(output))
+        log.info("%s: %d utterances are as they were written", output, verify(output))
         return
     workers = (
         cfg.workers or os.process_cpu_count() if hasattr(os, "process_cpu_count") else cfg.workers or os.cpu_count()
     )
     corpus = instantiate(cfg.corpus, _convert_="all")
-    summary = prepare(
-        corpus, output, shard_s=cfg.shard_s, workers=int(workers or 1), max_bad_fraction=cfg.max_bad_fraction
-    )
-    log.info("%s", summary)
+    summary = prepare(corpus, output, shard_s=cfg.shard_s, workers=workers, max_bad_fraction=cfg.max_bad_fraction)
+    for name, split in summary.splits.items():
+        log.info(
+            "%s: %s utterances, %.2f h, %d speakers, %d languages, %d shards",
+            output / name,
+            f"{split.num_utterances:,}",
+            split.hours,
+            split.num_speakers,
+            split.num_languages,
+            split.num_shards,
+        )
+    if summary.num_bad:
+        log.warning("%d inputs could not be used; each is named in %s", summary.num_bad, output / "quarantine.jsonl")
