@@ -28,9 +28,7 @@ def task(cfg: "DictConfig") -> None:
     if cfg.verify:
         log.info("%s: %d utterances are as they were written", output, verify(output))
         return
-    workers = (
-        cfg.workers or os.process_cpu_count() if hasattr(os, "process_cpu_count") else cfg.workers or os.cpu_count()
-    )
+    workers = cfg.workers or len(os.sched_getaffinity(0))
     corpus = instantiate(cfg.corpus, _convert_="all")
     summary = prepare(corpus, output, shard_s=cfg.shard_s, workers=workers, max_bad_fraction=cfg.max_bad_fraction)
     for name, split in summary.splits.items():
