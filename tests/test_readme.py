@@ -21,14 +21,23 @@ SET_UP = "pip install uv && uv run "  # what .ci/run does; here the environment 
 
 TOYS = [o for o in TOY if not o.startswith(("data.max_crop_s", "data.min_crop_s"))]
 SHORT = [*TOYS, "data.max_crop_s=2", "data.min_crop_s=1", "max_steps=2"]
-DEMO_PRETRAIN = ",".join(SHORT)
+
+
+def listed(key: str, overrides: list[str]) -> str:
+    """Overrides as the value of a key, each in quotes, as Hydra wants them in a list."""
+    return f"{key}=[{','.join(repr(override) for override in overrides)}]"
+
+
+PROBE = ["train_s=60", "dev_s=20", "test_s=20", "seeds=[0]", "threads=1"]
 EXTRA = {
     "demo": [
-        "hours=0.05", "prepare=[corpus.num_voices=8,shard_s=40,workers=1]", f"pretrain=[{DEMO_PRETRAIN}]",
-        "probe=[train_s=60,dev_s=20,test_s=20,'seeds=[0]',threads=1]",
+        "hours=0.05",
+        listed("prepare", ["corpus.num_voices=8", "shard_s=40", "workers=1"]),
+        listed("pretrain", SHORT),
+        listed("probe", PROBE),
     ],
     "pretrain": SHORT,
-    "probe": ["train_s=60", "dev_s=20", "test_s=20", "seeds=[0]", "threads=1"],
+    "probe": PROBE,
     "prepare": ["shard_s=40", "workers=1"],
     "label": ["sample_frames=2000"],
 }  # fmt: skip

@@ -146,6 +146,7 @@ def wandb_logger(settings: Config, config: Config, run_dir: Path) -> Logger:
         )
 
     logger = make(offline=mode == "offline")
+    logger._wandb_init.pop("anonymous", None)  # noqa: SLF001  Lightning passes it on unset, and wandb then warns of it
     try:
         _ = logger.experiment  # opens the run on rank 0, which may find no server
     except wandb.errors.CommError as error:

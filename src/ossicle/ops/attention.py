@@ -152,7 +152,9 @@ def _first_able(case: Case) -> str:
         problem = BACKENDS[name].refusal(case)
         if problem is None:
             reason = f"; passed over: {', '.join(passed_over)}" if passed_over else ""
-            _logger.info("attention (%s) runs on %s%s", case, name, reason)
+            # On the meta device nothing runs: that a count of operations was taken is nobody's news.
+            level = logging.DEBUG if case.device == "meta" else logging.INFO
+            _logger.log(level, "attention (%s) runs on %s%s", case, name, reason)
             return name
         passed_over.append(f"{name} {problem}")
     raise ConfigError(f"no attention kernel serves {case}", "; ".join(passed_over))
