@@ -113,7 +113,8 @@ def explain(error: Exception, command: str) -> ConfigError:
 
 def unknown_key(key: str, command: str) -> ConfigError:
     """The error for an override of a key or group that does not exist."""
-    known = list(groups()) + keys(_composed(command, [f"experiment={EXAMPLE}"] if command == "pretrain" else []))
+    composed = _composed(command, [f"experiment={EXAMPLE}"] if command == "pretrain" else [])
+    known = {*groups(), *keys(composed)} - {key}
     return ConfigError(
         f"the config of {command!r} has no key {key!r}{nearest(key, known)}",
         f"see every key with: ossicle {command} --cfg job   (a new key is added with +{key}=...)",

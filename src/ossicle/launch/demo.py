@@ -45,7 +45,7 @@ def task(cfg: "DictConfig") -> None:
     prepare.task(compose("prepare", corpus))
     mark = timed("prepare", mark)
 
-    log.info("2/4 pretraining: %s, no label is seen but clusters of the sound itself", demo["experiment"])
+    log.info("2/4 pretraining: %s, no label is seen but clusters of the sound itself", demo["recipe"])
     config = resolved(compose("pretrain", pretrain_overrides(demo, directory)))
     check(config)
     run = runs.run_dir(config)
@@ -61,7 +61,7 @@ def task(cfg: "DictConfig") -> None:
     log.info("4/4 the result")
     summary = {
         "run": str(run),
-        "experiment": demo["experiment"],
+        "experiment": demo["recipe"],
         "phone_error": report.errors("phone"),
         "language_error": report.errors("language"),
         "speaker_error": report.errors("speaker"),
@@ -76,7 +76,7 @@ def task(cfg: "DictConfig") -> None:
 def pretrain_overrides(demo: Config, directory: Path) -> list[str]:
     """The overrides of the demo's pretraining run."""
     return [
-        f"experiment={demo['experiment']}",
+        f"experiment={demo['recipe']}",
         f"data.shards={demo['shards']}",
         f"runs={directory.parent.parent}",
         f"seed={demo['seed']}",
