@@ -46,7 +46,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
         (["pretrain", "experiment=hubert_tini"], ["experiment=hubert_tini", "did you mean hubert_tiny"]),
         (["pretrain", "experiment=hubert_tiny"], ["no value for: data.shards"]),
         (["pretrain"], ["experiment"]),
-        (["prepare", "corpus=folder"], ["corpus.input"]),
+        (["prepare", "corpus=folder"], ["no value for: input", "input=DIR"]),
         (["pretrain", "experiment=hubert_tiny", "data.shards=x", "batch_s=33"], ["batch_s=33", "set batch_s=32"]),
         (["probe", "run=nowhere"], ["holds no finished run"]),
     ],

@@ -114,7 +114,7 @@ def show(summary: Config, directory: Path, run: Path, shards: str) -> None:
         f"in {summary['seconds']:.0f} seconds.\n"
         f"Plots and numbers: {directory}\n\nNext:\n"
         f"  ossicle pretrain experiment=best_rq_tiny data.shards={shards}\n"
-        f"  ossicle prepare corpus=folder corpus.input=YOUR_AUDIO output=corpora/mine\n"
+        f"  ossicle prepare corpus=folder input=YOUR_AUDIO output=corpora/mine\n"
         f"  ossicle pretrain -m experiment=hubert_tiny data.shards={shards} seed=0,1 encoder.num_layers=2,3\n",
         highlight=False,
     )

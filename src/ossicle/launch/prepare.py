@@ -23,6 +23,8 @@ def task(cfg: "DictConfig") -> None:
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise ConfigError(f"no value for: {', '.join(sorted(missing))}", "state it on the command line: KEY=VALUE")
+    if cfg.corpus.get("input", "") is None:
+        raise ConfigError("no value for: input", "state the folder of recordings: input=DIR")
     check_binding(OmegaConf.to_container(cfg.corpus, resolve=True))
     output = Path(cfg.output)
     if cfg.verify:
