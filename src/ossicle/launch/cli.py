@@ -34,6 +34,12 @@ KEY=VALUE overrides a value (optim.lr=1e-3) or chooses a part (mixer=attention).
 """
 
 
+# Hydra's options that say what to do with a config; a run on a cluster is none of them, and becomes a multirun.
+MODES = frozenset(
+    {"-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "--version"}
+)
+
+
 def usage() -> str:
     """The help text: every command with what it does."""
     width = max(map(len, COMMANDS))
@@ -68,7 +74,7 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
     from hydra.errors import HydraException
 
     arguments = options_first(overrides)
-    if on_cluster(arguments) and not {"-m", "--multirun"} & set(arguments):
+    if on_cluster(arguments) and not MODES & set(arguments):
         arguments.insert(0, "--multirun")
     sys.argv = [f"ossicle {command}", *arguments]
     # Hydra would print its own short message and exit; with this it lets errors through, and they are explained below.

@@ -66,7 +66,7 @@ def pretrain(config: Config, directory: Path) -> float | None:
     for run in chain:
         place = directory / run.name
         if not runs.read_state(place).get("trained"):
-            loss = train_one(config, run, place, before)
+            loss = train_one(config, run, place, before, first=first)
             if first:
                 runs.write_state(place, trained=True, loss=loss)
         before = place
@@ -86,8 +86,17 @@ def as_loss(state: Config) -> float | None:
     return float(loss) if isinstance(loss, int | float) else None
 
 
-def train_one(config: Config, run: "Run", place: Path, before: Path | None) -> float | None:
-    """One run of the chain: its labels where it needs them, then training."""
+def train_one(config: Config, run: "Run", place: Path, before: Path | None, *, first: bool) -> float | None:
+    """One run of the chain: its labels where it needs them, then training.
+
+    Args:
+        config: A resolved config.
+        run: The run.
+        place: Where it writes.
+        before: Where the run before it wrote, or None.
+        first: Whether this process makes what is made once. Asked before any training: Lightning takes the environment
+            that says so away when a fit ends.
+    """
     from ossicle.launch.training import train
 
     changed = dict(config)
@@ -98,12 +107,12 @@ def train_one(config: Config, run: "Run", place: Path, before: Path | None) -> f
         changed["target"] = {**target, "num_classes": run.clusters}
     data = changed["data"]
     if run.label_source is not None and data.get("labels") is None:
-        labels = labels_for(config, run, before)
+        labels = labels_for(config, run, before, first=first)
         changed["data"] = {**data, "labels": str(labels)}
     return train(changed, place)
 
 
-def labels_for(config: Config, run: "Run", before: Path | None) -> Path:
+def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) -> Path:
     """The label set of a run; the first process makes it, the others wait for its card.
 
     Raises:
@@ -125,7 +134,7 @@ def labels_for(config: Config, run: "Run", before: Path | None) -> Path:
         sample_frames=config["label_frames"],
         clock=clock_of(config) if run.label_source == "mfcc" else None,
     )
-    if World.from_environment().is_first:
+    if first:
         return make(request)
     card = place_of(request) / "card.json"
     deadline = time.monotonic() + LABEL_WAIT_S
