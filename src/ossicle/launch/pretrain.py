@@ -136,10 +136,21 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
     )
     if first:
         return make(request)
+    if before is not None:
+        wait_for(before / runs.ENCODER_FILE)
     card = place_of(request) / "card.json"
-    deadline = time.monotonic() + LABEL_WAIT_S
-    while not card.is_file():
-        if time.monotonic() > deadline:
-            raise DataError(f"no labels appeared at {card.parent} in {LABEL_WAIT_S:.0f} s", "see rank 0's log")
-        time.sleep(1.0)
+    wait_for(card)
     return card.parent
+
+
+def wait_for(file: Path) -> None:
+    """Wait until another process has written a file, which appears whole.
+
+    Raises:
+        DataError: It did not appear in time.
+    """
+    deadline = time.monotonic() + LABEL_WAIT_S
+    while not file.is_file():
+        if time.monotonic() > deadline:
+            raise DataError(f"{file} did not appear in {LABEL_WAIT_S:.0f} s", "see what rank 0 said")
+        time.sleep(0.2)
