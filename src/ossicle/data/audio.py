@@ -47,11 +47,13 @@ def decode(data: bytes, start: int = 0, num_samples: int | None = None) -> NDArr
     return _finite(wave_S, "the audio")
 
 
-def read_audio_file(path: Path) -> NDArray[np.int16]:
+def read_audio_file(path: Path, start_s: float = 0.0, end_s: float | None = None) -> NDArray[np.int16]:
     """Read a file of any rate and channel count as 16 kHz mono: channels averaged, soxr HQ, offset kept.
 
     Args:
         path: WAV, FLAC, MP3, OGG, Opus or another format of libsndfile, by its content; G.722 by its suffix.
+        start_s: Where to begin, in seconds: what lies before is not decoded where the format can seek.
+        end_s: Where to end, in seconds, or None at the file's end.
 
     Returns:
         Samples, int16, shape (S,).
@@ -60,7 +62,8 @@ def read_audio_file(path: Path) -> NDArray[np.int16]:
         DataError: The file cannot be read, is no audio, is empty, too short, cut off, or holds a NaN or infinity.
         MissingExtraError: A G.722 file, and the extra g722 is not installed.
     """
-    wave_SC, rate_hz = _read_g722(path) if path.suffix.lower() == ".g722" else _read_soundfile(path)
+    is_g722 = path.suffix.lower() == ".g722"
+    wave_SC, rate_hz = _read_g722(path, start_s, end_s) if is_g722 else _read_soundfile(path, start_s, end_s)
     if len(wave_SC) == 0:
         raise DataError(f"{path} holds no samples", _MEND)
     wave_S = _finite(wave_SC, str(path)).mean(axis=1, dtype=np.float32)
@@ -101,21 +104,33 @@ def _finite(wave: NDArray[np.float32], what: str) -> NDArray[np.float32]:
     return wave
 
 
-def _read_soundfile(path: Path) -> tuple[NDArray[np.float32], int]:
+def _span(start_s: float, end_s: float | None, frames: int, rate_hz: int, path: Path) -> tuple[int, int]:
+    """First sample of a span and the one after its last; its end may round to a sample past the file's end."""
+    start = round(start_s * rate_hz)
+    end = frames if end_s is None else min(frames, round(end_s * rate_hz))
+    if not 0 <= start <= end or (end_s is not None and end_s > frames / rate_hz + 0.1):
+        problem = f"{path} lasts {frames / rate_hz:.2f} s and has no span from {start_s} to {end_s} s"
+        raise DataError(problem, "mend the corpus's lists")
+    return start, end
+
+
+def _read_soundfile(path: Path, start_s: float, end_s: float | None) -> tuple[NDArray[np.float32], int]:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is an empty file", _MEND)
         with soundfile.SoundFile(path) as file:
-            wave_SC = np.asarray(file.read(dtype="float32", always_2d=True), dtype=np.float32)
-            if len(wave_SC) < file.frames:
-                problem = f"{path} is cut off: {len(wave_SC)} of {file.frames} samples can be read"
+            start, end = _span(start_s, end_s, file.frames, file.samplerate, path)
+            file.seek(start)
+            wave_SC = np.asarray(file.read(end - start, dtype="float32", always_2d=True), dtype=np.float32)
+            if len(wave_SC) < end - start:
+                problem = f"{path} is cut off: {start + len(wave_SC)} of {file.frames} samples can be read"
                 raise DataError(problem, _MEND)
             return wave_SC, file.samplerate
     except (OSError, soundfile.SoundFileError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read as audio: {error}", _MEND) from error
 
 
-def _read_g722(path: Path) -> tuple[NDArray[np.float32], int]:
+def _read_g722(path: Path, start_s: float, end_s: float | None) -> tuple[NDArray[np.float32], int]:
     try:
         import av  # noqa: PLC0415  an extra, needed for this one format
     except ImportError as error:
@@ -128,4 +143,6 @@ def _read_g722(path: Path) -> tuple[NDArray[np.float32], int]:
     if not parts:
         raise DataError(f"{path} is an empty file", _MEND)
     # the codec knows one rate, and the file has no header that could say another
-    return (np.concatenate(parts).astype(np.float32) / 32768)[:, None], 16_000
+    wave_S = np.concatenate(parts).astype(np.float32) / 32768
+    start, end = _span(start_s, end_s, len(wave_S), RATE_HZ, path)
+    return wave_S[start:end, None], RATE_HZ

@@ -310,13 +310,12 @@ def write_shard(corpus: Corpus, job: _Job, output: Path) -> Record:
     with ExitStack() as stack:
         for source in job.sources:
             try:
-                sample = corpus.load(source)
+                for sample in corpus.samples(source):
+                    if writer is None:  # a job without a good source leaves no empty shard
+                        writer = stack.enter_context(open_shard(path))
+                    writer.write(sample)
             except DataError as error:
                 bad.append((source.name, error.problem))
-                continue
-            if writer is None:  # a job without a good source leaves no empty shard
-                writer = stack.enter_context(open_shard(path))
-            writer.write(sample)
     members = () if writer is None else tuple(writer.members)
     size = path.stat().st_size if writer else 0
     content_hash = writer.content_hash if writer else ""

@@ -124,3 +124,11 @@ class Corpus(ABC):
         Raises:
             DataError: The source holds no usable audio; it is quarantined and the others go on.
         """
+
+    def samples(self, source: Source) -> Iterator[Sample]:
+        """Every utterance of a source: one, unless a corpus cuts long recordings.
+
+        Raises:
+            DataError: The source, or what is left of it, holds no usable audio.
+        """
+        yield self.load(source)
