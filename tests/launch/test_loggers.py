@@ -78,6 +78,19 @@ def test_wandb_offline_needs_no_account_and_keeps_every_reading(tmp_path: Path) 
     assert all(json.loads(line) is not None for line in shown.splitlines() if line.strip())
 
 
+@pytest.mark.slow  # the client tries for a minute and a half
+def test_wandb_online_without_a_server_goes_on_offline_and_says_so(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
+        "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "local-" + 40 * "a", "WANDB_ERROR_REPORTING": "false",
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", LOGGING, str(tmp_path), "online"],
+        capture_output=True, text=True, check=True, env=environment, timeout=400,
+    )  # fmt: skip
+    assert "W&B cannot be reached" in ran.stderr
+    assert list((tmp_path / "x" / "abcd" / "wandb").glob("offline-run-*/run-x-abcd.wandb"))
+
+
 def test_wandb_online_sends_every_reading_to_the_server(tmp_path: Path) -> None:
     with serving() as server:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {

@@ -7,7 +7,7 @@ from ossicle.data.utterance import Utterance
 from ossicle.probe.collect import Clip, collect
 from ossicle.probe.ctc import CTCTraining
 from ossicle.probe.features import Featurizer
-from ossicle.probe.recognition import PhoneCTC
+from ossicle.probe.recognition import PhoneCTC, PhoneRecurrentCTC
 from ossicle.probe.tasks import Splits
 
 
@@ -37,6 +37,20 @@ def test_a_sum_of_layers_learns_to_spell_without_times_and_noise_does_not(
     weights = outcomes["weighted"].layer_weights
     assert weights is not None
     assert weights[1] > weights[0]
+
+
+def test_a_recurrent_head_learns_to_spell_the_same_twice_and_noise_does_not(
+    splits: Callable[..., Splits[tuple[Clip, ...]]], planted: Callable[..., Featurizer]
+) -> None:
+    clips = splits(160)
+    task = PhoneRecurrentCTC(spelled, CTCTraining(epochs=12, batch_utterances=4, learning_rate=1e-2), every_layer=True)
+    sets = Splits(*(collect(planted("p", 2), x, keep_frames=True) for x in (clips.train, clips.test, clips.dev or ())))
+    outcomes = {o.layer: o for o in task.run(sets, ("0", "1"), (0,))}
+    rates = {layer: o.errors_U.sum() / o.counts_U.sum() for layer, o in outcomes.items()}
+    assert rates["1"] < 0.1
+    assert rates["0"] > 0.6
+    again = {o.layer: o for o in task.run(sets, ("0", "1"), (0,))}
+    assert all((again[layer].errors_U == outcomes[layer].errors_U).all() for layer in outcomes)
 
 
 def test_a_single_layer_has_no_sum_and_no_dev_split_leaves_a_tenth_out(

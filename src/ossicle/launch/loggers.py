@@ -151,5 +151,7 @@ def wandb_logger(settings: Config, config: Config, run_dir: Path) -> Logger:
         _ = logger.experiment  # opens the run on rank 0, which may find no server
     except wandb.errors.CommError as error:
         log.warning("W&B cannot be reached (%s): this run logs offline; send it later with wandb sync", error)
+        wandb.teardown()  # its service still holds the run's id for the attempt that failed
         logger = make(offline=True)
+        logger._wandb_init.pop("anonymous", None)  # noqa: SLF001  as above
     return logger

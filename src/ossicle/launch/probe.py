@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BASELINES = ("logmel", "mfcc", "untrained")
-TASKS = ("phone", "language", "speaker", "ctc")
+TASKS = ("phone", "language", "speaker", "ctc", "ctc_recurrent")
 
 
 def task(cfg: "DictConfig") -> None:
@@ -107,12 +107,18 @@ def featurizers(directory: Path, baselines: Sequence[str], device: str) -> "list
 
 def tasks(wanted: Sequence[str]) -> "list[ProbeTask]":
     """The tasks that are asked for."""
-    from ossicle.probe.recognition import PhoneCTC
+    from ossicle.probe.recognition import PhoneCTC, PhoneRecurrentCTC
     from ossicle.probe.tasks import FramePhones
     from ossicle.probe.utterance_tasks import Language, Speaker
 
     choose(wanted, TASKS, "task")
-    makers = {"phone": FramePhones, "language": Language, "speaker": Speaker, "ctc": lambda: PhoneCTC(Phonemiser())}
+    makers = {
+        "phone": FramePhones,
+        "language": Language,
+        "speaker": Speaker,
+        "ctc": lambda: PhoneCTC(Phonemiser()),
+        "ctc_recurrent": lambda: PhoneRecurrentCTC(Phonemiser()),
+    }
     return [makers[name]() for name in wanted]
 
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import jiwer
 import numpy as np
@@ -17,6 +18,17 @@ from ossicle.core.shapes import Float, Int64
 from ossicle.probe.linear import Whitening, discriminant, mix
 
 BLANK = 0
+
+
+class Decoder(Protocol):
+    """A trained head: frames to classes."""
+
+    @property
+    def layer_weights_L(self) -> Tensor:
+        """Weights of the layers, which sum to 1, shape (L,)."""
+
+    def decode(self, x_LTD: Float[Tensor, "L T D"]) -> list[int]:
+        """Classes of one utterance, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +108,7 @@ def train_ctc_head(
     ]
     optimiser = torch.optim.AdamW(groups)
     updates = training.epochs * math.ceil(len(frames) / training.batch_utterances)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [_rise_and_fall(updates), _late(updates)])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [rise_and_fall(updates), late(updates)])
     targets = [torch.tensor(label, dtype=torch.int64) for label in labels]
     for epoch in range(training.epochs):
         order = torch.randperm(len(frames), generator=generator(seed, epoch, 0, "probe/order"))
@@ -105,7 +117,7 @@ def train_ctc_head(
             packed_LPD = torch.cat([frames[i] for i in chosen], dim=1)
             mixed_PD = mix(packed_LPD, share_L.softmax(0)) - whitening.mean_D
             logits_PV = mixed_PD @ (whitening.matrix_DD @ weight_DV) + bias_V
-            _ctc_loss(logits_PV, [frames[i].shape[1] for i in chosen], [targets[i] for i in chosen]).backward()
+            ctc_loss(logits_PV, [frames[i].shape[1] for i in chosen], [targets[i] for i in chosen]).backward()
             optimiser.step()
             optimiser.zero_grad()
             schedule.step()
@@ -131,18 +143,26 @@ def flat_start(
     return weight_DV, bias_V
 
 
-def _rise_and_fall(updates: int) -> Callable[[int], float]:
+def rise_and_fall(updates: int) -> Callable[[int], float]:
+    """Up to 1 over a tenth of the updates, then down to 0."""
     peak = max(1, updates // 10)
     return lambda step: min((step + 1) / peak, max(0.0, (updates - step) / max(1, updates - peak)))
 
 
-def _late(updates: int) -> Callable[[int], float]:
+def late(updates: int) -> Callable[[int], float]:
     """0 for a third of the updates: while a head still says little, the layer that tells it least fits best."""
     start = updates // 3
     return lambda step: 0.0 if step < start else (updates - step) / (updates - start)
 
 
-def _ctc_loss(logits_PV: Tensor, lengths: Sequence[int], targets: Sequence[Int64[Tensor, " N"]]) -> Tensor:
+def ctc_loss(logits_PV: Tensor, lengths: Sequence[int], targets: Sequence[Int64[Tensor, " N"]]) -> Tensor:
+    """CTC's loss of utterances that lie end to end: mean over utterances of the loss a label.
+
+    Args:
+        logits_PV: Shape (P, V), the frames of all utterances.
+        lengths: Frames of each.
+        targets: Classes of each.
+    """
     log_probs_TBV = torch.nn.utils.rnn.pad_sequence(list(logits_PV.log_softmax(-1).split(list(lengths))))
     return functional.ctc_loss(
         log_probs_TBV,

@@ -50,7 +50,7 @@ def _draw(axis: Axes, report: ProbeReport, task: str, colours: dict[str, str]) -
         axis.axhline(100 * note.chance_error, color="0.6", linestyle=":", linewidth=1, label="chance")
     axis.set_title(f"{task} ({note.num_classes} classes)")
     axis.set_xlabel("layer")
-    axis.set_ylabel("phone error rate, %" if task == "ctc" else "error, %")
+    axis.set_ylabel("phone error rate, %" if task.startswith("ctc") else "error, %")
     axis.set_xticks([*range(depth + 1), depth + 1], [*map(str, range(depth + 1)), "sum"])
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

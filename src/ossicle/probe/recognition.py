@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from ossicle.data.utterance import Utterance
 from ossicle.probe.collect import FeatureSet
-from ossicle.probe.ctc import CTCHead, CTCTraining, fits, phone_errors, train_ctc_head
+from ossicle.probe.ctc import CTCTraining, Decoder, fits, phone_errors, train_ctc_head
+from ossicle.probe.ctc_recurrent import RECURRENT, train_recurrent_head
 from ossicle.probe.linear import Whitening, mix, normalise
 from ossicle.probe.report import WEIGHTED, Outcome, TaskNote
 from ossicle.probe.tasks import SILENCE, ProbeTask, Splits, drawn_utterances, left_out_tenth
@@ -33,18 +34,19 @@ class _Spelled:
         return _Spelled([self.frames[i] for i in chosen], [self.phones[i] for i in chosen])
 
 
-@final
 class PhoneCTC(ProbeTask):
     """Phones of whole utterances by a linear CTC head, scored by phone error rate (edits over phones, by jiwer).
 
     Args:
         phonemise: Phones of an utterance from its text; an empty list where it has none. Silence is dropped.
-        training: The budget of each head.
+        training: The budget of each head; None for the default of its kind.
         every_layer: Whether every layer gets heads of its own, beside the weighted sum.
     """
 
     name = "ctc"
     needs_frames = True
+    default = CTCTraining()
+    train_head: Callable[..., Iterator[Decoder]] = staticmethod(train_ctc_head)
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class PhoneCTC(ProbeTask):
         every_layer: bool = False,
     ) -> None:
         self.phonemise = phonemise
-        self.training = training or CTCTraining()
+        self.training = training or self.default
         self.every_layer = every_layer
         self._known: dict[str, list[str]] = {}
 
@@ -95,7 +97,7 @@ class PhoneCTC(ProbeTask):
             began = time.perf_counter()
             drawn = train.only(drawn_utterances(len(train.phones), seed, self.name).tolist())
             labels = [[number[phone] for phone in phones] for phones in drawn.phones]
-            heads = train_ctc_head(
+            heads = self.train_head(
                 drawn.frames, labels, len(classes) + 1, whitening=whitening, training=self.training, seed=seed
             )
             head, error = _least_error(heads, select, classes)
@@ -139,9 +141,18 @@ class PhoneCTC(ProbeTask):
         return self._known[utterance.id]
 
 
-def _least_error(heads: Iterator[CTCHead], select: _Spelled, classes: Sequence[str]) -> tuple[CTCHead, float]:
+@final
+class PhoneRecurrentCTC(PhoneCTC):
+    """The same by a recurrent head, which may gather what a frame does not hold by itself."""
+
+    name = "ctc_recurrent"
+    default = RECURRENT
+    train_head = staticmethod(train_recurrent_head)
+
+
+def _least_error(heads: Iterator[Decoder], select: _Spelled, classes: Sequence[str]) -> tuple[Decoder, float]:
     """The head of the epoch with the least selection error, and that error; of equal ones the first."""
-    scored: list[tuple[float, CTCHead]] = []
+    scored: list[tuple[float, Decoder]] = []
     for head in heads:
         errors_U, counts_U = _score(head, select, classes)
         scored.append((float(errors_U.sum() / counts_U.sum()), head))
@@ -149,6 +160,6 @@ def _least_error(heads: Iterator[CTCHead], select: _Spelled, classes: Sequence[s
     return head, error
 
 
-def _score(head: CTCHead, spelled: _Spelled, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _score(head: Decoder, spelled: _Spelled, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     found = [[classes[cls - 1] for cls in head.decode(frames)] for frames in spelled.frames]
     return phone_errors(spelled.phones, found)

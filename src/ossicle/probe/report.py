@@ -21,7 +21,7 @@ class Record:
     """One head: trained on one layer of one feature for one task from one seed, and tested.
 
     Args:
-        task: ``phone``, ``language``, ``speaker`` or ``ctc``.
+        task: ``phone``, ``language``, ``speaker``, ``ctc`` or ``ctc_recurrent``.
         feature: The featurizer's name.
         layer: The layer's name, or ``weighted``.
         seed: What drew the training utterances, their order and the head's start.

@@ -1,0 +1,87 @@
+"""Runs on a real SLURM, on two virtual nodes of this machine. Skipped where it is not installed."""
+
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ossicle.core.files import read_json
+from tests.launch.slurm_cluster import slurm_cluster, wait_until
+from tests.launch.test_loggers import rows
+from tests.launch.toy import ENVIRONMENT, TOY, command, single_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ON_TWO_NODES = (
+    "cluster=slurm", "cluster.num_nodes=2", "cluster.devices=1", "data.batch_s=2", "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.gpus_per_node=0", "hydra.launcher.timeout_min=20",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    with slurm_cluster(tmp_path_factory.mktemp("slurm"), num_nodes=2) as environment:
+        yield environment
+
+
+def pretrain(shards: Path, root: Path, cluster: Mapping[str, str], *overrides: str) -> subprocess.Popen[str]:
+    arguments = command("pretrain", "experiment=best_rq_tiny", f"data.shards={shards}", *TOY, *ON_TWO_NODES, *overrides)
+    return subprocess.Popen(
+        arguments, cwd=root, env={**ENVIRONMENT, **cluster}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_a_multirun_on_two_nodes_is_submitted_and_trains_with_two_ranks(
+    synthetic_dataset: Path, tmp_path: Path, cluster: Mapping[str, str]
+) -> None:
+    with pretrain(synthetic_dataset, tmp_path, cluster, "max_steps=3", "seed=0,1") as run:
+        said, _ = run.communicate(timeout=400)
+    assert run.returncode == 0, said
+    found = sorted((tmp_path / "runs" / "best_rq_tiny").iterdir())
+    assert len(found) == 2
+    for place in found:
+        assert read_json(place / "run.json")["finished"] is True
+        # 3 steps of 4 s each, half of them on either node
+        assert read_json(place / "cost.json")["audio_hours"]["value"] == pytest.approx(12 / 3600)
+        assert len(rows(place / "metrics.csv")) == 3
+
+
+def test_a_signalled_job_saves_is_requeued_and_ends_with_the_weights_of_one_never_stopped(
+    synthetic_dataset: Path, tmp_path: Path, cluster: Mapping[str, str]
+) -> None:
+    weights = {}
+    for name in ("whole", "requeued"):
+        root = tmp_path / name
+        root.mkdir()
+        with pretrain(synthetic_dataset, root, cluster, "max_steps=400", "callback.collapse.start_step=500") as run:
+            if name == "requeued":
+                metrics = root / "runs" / "best_rq_tiny"
+                wait_until("the twentieth step", lambda at=metrics: steps(at) >= 20, timeout_s=200)
+                job = ask(cluster, "squeue", "-h", "-o", "%A").strip()
+                ask(cluster, "scancel", "--signal=USR2", job)
+                wait_until("a requeued job", lambda number=job: restarts(cluster, number) == 1, timeout_s=100)
+            said, _ = run.communicate(timeout=400)
+        assert run.returncode == 0, said
+        place = single_run(root / "runs", "best_rq_tiny")
+        assert [int(row["step"]) for row in rows(place / "metrics.csv")] == list(range(1, 401))
+        weights[name] = load_file(place / "encoder.safetensors")
+    assert weights["whole"].keys() == weights["requeued"].keys()
+    assert all((weights["whole"][key] == weights["requeued"][key]).all() for key in weights["whole"])
+
+
+def steps(runs: Path) -> int:
+    """Steps that the one run in a folder has logged so far."""
+    time.sleep(0.2)
+    return sum(len(file.read_text().splitlines()) - 1 for file in runs.glob("*/metrics.csv"))
+
+
+def restarts(cluster: Mapping[str, str], job: str) -> int:
+    shown = ask(cluster, "scontrol", "show", "job", job)
+    return int(shown.partition("Restarts=")[2].split()[0])
+
+
+def ask(cluster: Mapping[str, str], *arguments: str) -> str:
+    return subprocess.run(arguments, capture_output=True, text=True, env=dict(cluster), check=True).stdout
