@@ -1,6 +1,7 @@
 """The contract of a token mixer."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -25,3 +26,31 @@ class Mixer(nn.Module, ABC):
         Returns:
             Mixed frames, shape (B, T, D); what stands at frames that are not real is undefined.
         """
+
+
+class MixerStack(ABC):
+    """Mixers that differ from layer to layer, or know each other: what an encoder asks for all of them at once."""
+
+    @abstractmethod
+    def build(self, dims: Sequence[int]) -> list[Mixer]:
+        """One mixer a layer, from the first to the last.
+
+        Args:
+            dims: Width of each layer.
+        """
+
+
+MixerFactory = Callable[[int], Mixer] | MixerStack
+"""``mixer(dim)`` for layers that are alike, or a stack."""
+
+
+def build_mixers(factory: MixerFactory, dims: Sequence[int]) -> list[Mixer]:
+    """One mixer a layer.
+
+    Args:
+        factory: Makes them.
+        dims: Width of each layer.
+    """
+    if isinstance(factory, MixerStack):
+        return factory.build(dims)
+    return [factory(dim) for dim in dims]
