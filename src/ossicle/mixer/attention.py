@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
-from ossicle.core.shapes import Bool, Float
+from ossicle.core.shapes import Bool, Float, Int
 from ossicle.layer.feed_forward import init_linear
 from ossicle.mixer.base import Mixer
-from ossicle.ops.attention import AUTO, attend, check_backend
+from ossicle.ops.attention import AUTO, attend, attend_packed, check_backend
 
 
 @final
@@ -52,3 +52,14 @@ class Attention(Mixer):
         dropout = self.dropout if self.training else 0.0
         mixed_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, backend=self.backend)
         return self.out(mixed_BTHK.flatten(2))
+
+    @override
+    def packed(
+        self, x_PD: Float[Tensor, "P D"], cu_seqlens: Int[Tensor, " edges"], max_frames: int
+    ) -> Float[Tensor, "P D"]:
+        q_PHK, k_PHK, v_PHK = (
+            linear(x_PD).unflatten(-1, (self.num_heads, -1)) for linear in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed_PHK = attend_packed(q_PHK, k_PHK, v_PHK, cu_seqlens, max_frames, dropout=dropout, backend=self.backend)
+        return self.out(mixed_PHK.flatten(1))

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ossicle.core.shapes import Bool, Float
+from ossicle.core.shapes import Bool, Float, Int
+from ossicle.ops.packing import pad_packed, unpad
 
 
 class Mixer(nn.Module, ABC):
@@ -26,6 +27,21 @@ class Mixer(nn.Module, ABC):
         Returns:
             Mixed frames, shape (B, T, D); what stands at frames that are not real is undefined.
         """
+
+    def packed(
+        self, x_PD: Float[Tensor, "P D"], cu_seqlens: Int[Tensor, " edges"], max_frames: int
+    ) -> Float[Tensor, "P D"]:
+        """Mix utterances that lie end to end in one row; each takes nothing from the others.
+
+        By padding, unless a mixer has a kernel for it.
+
+        Args:
+            x_PD: Frames of all utterances, shape (P, D).
+            cu_seqlens: Where utterances start and end: 0 and the cumulative counts of frames, shape (B + 1,).
+            max_frames: Frames of the longest utterance.
+        """
+        padded_BTD, valid_BT = pad_packed(x_PD, cu_seqlens, max_frames)
+        return unpad(self(padded_BTD, valid_BT), cu_seqlens, len(x_PD))
 
 
 class MixerStack(ABC):

@@ -1,0 +1,40 @@
+"""Utterances end to end in one row, and back to padded rows: by index arithmetic, with no wait for the device."""
+
+import torch
+from torch import Tensor
+
+from ossicle.core.shapes import Bool, Float, Int
+
+
+def pad_packed(
+    x_PD: Float[Tensor, "P D"], cu_seqlens: Int[Tensor, " edges"], max_frames: int
+) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
+    """Padded rows of packed utterances.
+
+    Args:
+        x_PD: Frames of all utterances, shape (P, D).
+        cu_seqlens: Where utterances start and end: 0 and the cumulative counts of frames, shape (B + 1,).
+        max_frames: Frames of the longest utterance (T).
+
+    Returns:
+        Rows, shape (B, T, D), zero where nothing is, and True where a frame is real, shape (B, T).
+    """
+    places_T = torch.arange(max_frames, device=x_PD.device)
+    starts_B, ends_B = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    valid_BT = places_T < (ends_B - starts_B)[:, None]
+    sources_BT = (starts_B[:, None] + places_T).clamp(max=len(x_PD) - 1)
+    return x_PD[sources_BT].masked_fill(~valid_BT[..., None], 0), valid_BT
+
+
+def unpad(x_BTD: Float[Tensor, "B T D"], cu_seqlens: Int[Tensor, " edges"], num_frames: int) -> Float[Tensor, "P D"]:
+    """The real frames of padded rows, end to end.
+
+    Args:
+        x_BTD: Padded rows, shape (B, T, D).
+        cu_seqlens: As in :func:`pad_packed`.
+        num_frames: Real frames of all rows together (P), known on the host.
+    """
+    places_P = torch.arange(num_frames, device=x_BTD.device)
+    edges = cu_seqlens.long()
+    rows_P = torch.searchsorted(edges[1:], places_P, right=True)
+    return x_BTD[rows_P, places_P - edges[rows_P]]

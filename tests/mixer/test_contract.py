@@ -1,0 +1,146 @@
+"""What every mixer promises, whatever it is: walked over conf/mixer, so that a new one is held to it by its YAML."""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hydra.utils import get_class
+from hypothesis import strategies as st
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from ossicle.core.errors import MissingExtraError
+from ossicle.launch.config import groups
+from ossicle.launch.parts import option
+from ossicle.mixer.base import Mixer, MixerStack, build_mixers
+
+DIM = 24
+SMALL = {"num_heads": 3, "dropout": 0.0}
+"""What is set for every mixer that takes it: heads that divide the width, and nothing random."""
+NAMES = [name for name in groups()["mixer"] if name != "pattern"]
+
+
+def factory(name: str) -> Callable[[int], Mixer] | MixerStack:
+    """The mixer of a YAML with its own numbers, but for the few in SMALL."""
+    node = option(name, "mixer")
+    cls = get_class(node.pop("_target_"))
+    is_partial = node.pop("_partial_", False)
+    known = inspect.signature(cls).parameters
+    arguments: dict[str, Any] = {**node, **{key: value for key, value in SMALL.items() if key in known}}
+    return partial(cls, **arguments) if is_partial else cls(**arguments)
+
+
+def mixers(name: str, num_layers: int = 2) -> list[Mixer]:
+    """Some layers of a mixer, with weights that leave nothing at zero."""
+    torch.manual_seed(1)
+    try:
+        built = build_mixers(factory(name), [DIM] * num_layers)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    for mixer in built:
+        for parameter in mixer.parameters():
+            with torch.no_grad():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return built
+
+
+class Chain(nn.Module):
+    """Mixers one after another with residuals, as an encoder runs them."""
+
+    def __init__(self, layers: Sequence[Mixer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_BTD: torch.Tensor, valid_BT: torch.Tensor | None = None) -> torch.Tensor:
+        for layer in self.layers:
+            x_BTD = x_BTD + layer(x_BTD, valid_BT)
+        return x_BTD
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=4))
+@hypothesis.settings(max_examples=8, deadline=None)
+def test_padded_equals_packed_equals_one_at_a_time(name: str, lengths: list[int]) -> None:
+    chain = Chain(mixers(name)).eval()
+    x_BTD = torch.randn(len(lengths), max(lengths), DIM)
+    valid_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    padded_BTD = chain(x_BTD, valid_BT)
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    packed_PD = x_BTD[valid_BT]
+    for layer in chain.layers:
+        assert isinstance(layer, Mixer)
+        packed_PD = packed_PD + layer.packed(packed_PD, cu_seqlens, max(lengths))
+    for row, (length, packed_TD) in enumerate(zip(lengths, packed_PD.split(lengths), strict=True)):
+        alone_TD = chain(x_BTD[row : row + 1, :length])[0]
+        torch.testing.assert_close(padded_BTD[row, :length], alone_TD, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(packed_TD, alone_TD, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_stands_in_padding_changes_nothing(name: str) -> None:
+    chain = Chain(mixers(name)).eval()
+    valid_BT = torch.arange(20) < torch.tensor([[20], [11]])
+    x_BTD = torch.randn(2, 20, DIM)
+    other_BTD = torch.where(valid_BT[..., None], x_BTD, torch.full_like(x_BTD, 1e4))
+    assert torch.equal(chain(x_BTD, valid_BT)[valid_BT], chain(other_BTD, valid_BT)[valid_BT])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_and_every_frame_gets_a_gradient(name: str) -> None:
+    chain = Chain(mixers(name))
+    x_BTD = torch.randn(2, 19, DIM, requires_grad=True)
+    chain(x_BTD).square().sum().backward()
+    assert x_BTD.grad is not None
+    assert (x_BTD.grad.abs().sum(-1) > 0).all()
+    for key, parameter in chain.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_in_bfloat16_at_any_length_without_a_nan(name: str) -> None:
+    chain = Chain(mixers(name))
+    for frames in (1, 2, 37):
+        x_BTD = 30 * torch.randn(2, frames, DIM)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out_BTD = chain(x_BTD)
+        assert out_BTD.isfinite().all()
+        out_BTD.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in chain.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_one_graph_and_compiles_once_a_shape(name: str) -> None:
+    chain = Chain(mixers(name))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(copy.deepcopy(chain), backend=counter, fullgraph=True, dynamic=False)
+    shapes = [(2, 16), (3, 24), (2, 16), (3, 24), (2, 16)]
+    for rows, frames in shapes:
+        x_BTD = torch.randn(rows, frames, DIM)
+        torch.testing.assert_close(compiled(x_BTD), chain(x_BTD), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == len(set(shapes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_builds_and_runs_on_the_meta_device(name: str) -> None:
+    try:
+        with torch.device("meta"):
+            chain = Chain(build_mixers(factory(name), [DIM] * 2))
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    assert chain(torch.empty(2, 50, DIM, device="meta")).shape == (2, 50, DIM)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_weights_load_into_another_of_its_kind(name: str) -> None:
+    first, second = Chain(mixers(name)).eval(), Chain(build_mixers(factory(name), [DIM] * 2)).eval()
+    second.load_state_dict(first.state_dict())
+    x_BTD = torch.randn(2, 13, DIM)
+    assert torch.equal(first(x_BTD), second(x_BTD))
