@@ -140,3 +140,18 @@ def test_it_builds_on_the_meta_device() -> None:
 def test_a_layer_drop_of_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="layer_drop=1"):
         Transformer(Attention, layer_drop=1.0)
+
+
+def test_kept_frames_alone_are_encoded_at_the_places_that_they_had() -> None:
+    torch.manual_seed(0)
+    encoder = build().eval()
+    x_BTD = torch.randn(2, 12, 16)
+    everything = torch.arange(12).expand(2, 12)
+    torch.testing.assert_close(encoder(x_BTD, kept_BM=everything).last_BTD, encoder(x_BTD).last_BTD)
+    kept_BM = torch.tensor([[0, 3, 4, 11], [1, 2, 8, 9]])
+    placed_BTD = x_BTD + encoder.position(x_BTD)
+    expected = placed_BTD.gather(1, kept_BM[..., None].expand(-1, -1, 16))
+    expected = expected if encoder.norm_first else encoder.norm(expected)
+    for block in encoder.blocks:
+        expected = block(expected, None)
+    torch.testing.assert_close(encoder(x_BTD, kept_BM=kept_BM).last_BTD, expected)

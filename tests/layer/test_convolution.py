@@ -4,8 +4,7 @@ from torch import nn
 from torchaudio.models.wav2vec2.components import ConvLayerBlock, ConvolutionalPositionalEmbedding
 
 from ossicle.core.errors import ConfigError
-from ossicle.layer.convolution import ConvolutionBlock, ConvolutionPosition
-from ossicle.layer.normalisation import NoNorm
+from ossicle.layer.convolution import ConvolutionBlock, ConvolutionPosition, NormalisedConvolution
 
 
 @pytest.mark.parametrize("kernel", [3, 8, 128])
@@ -35,13 +34,39 @@ def test_groups_that_do_not_divide_the_width_are_refused() -> None:
 
 
 def test_a_block_equals_torchaudios() -> None:
-    ours = ConvolutionBlock(3, 5, 4, 2, norm=NoNorm(), bias=True)
+    ours = ConvolutionBlock(3, 5, 4, 2, norm=nn.Identity(), bias=True)
     theirs = ConvLayerBlock(3, 5, 4, 2, bias=True, layer_norm=None)
     theirs.load_state_dict(ours.state_dict())
-    x_BCT = torch.randn(2, 3, 21)
-    torch.testing.assert_close(ours(x_BCT), theirs(x_BCT, None)[0])
+    x_BTC = torch.randn(2, 22, 3)
+    expected_BCT = theirs(x_BTC.transpose(1, 2), None)[0]
+    torch.testing.assert_close(ours(x_BTC, 10)[:, :10], expected_BCT.transpose(1, 2))
+
+
+def test_a_normalised_convolution_equals_torchaudios_with_group_norm() -> None:
+    ours = NormalisedConvolution(6, 10, 5, bias=False)
+    nn.init.normal_(ours.norm.weight)
+    nn.init.normal_(ours.norm.bias)
+    theirs = ConvLayerBlock(1, 6, 10, 5, bias=False, layer_norm=nn.GroupNorm(6, 6))
+    theirs.load_state_dict({key.replace("norm.", "layer_norm."): value for key, value in ours.state_dict().items()})
+    x_BTC = torch.randn(2, 200, 1)
+    expected_BCT = theirs(x_BTC.transpose(1, 2), None)[0]
+    torch.testing.assert_close(ours(x_BTC, 39)[:, :39], expected_BCT.transpose(1, 2), atol=2e-6, rtol=1e-5)
+
+
+def test_a_bias_before_the_norm_changes_nothing() -> None:
+    ours = NormalisedConvolution(6, 10, 5, bias=True)
+    theirs = ConvLayerBlock(1, 6, 10, 5, bias=True, layer_norm=nn.GroupNorm(6, 6))
+    theirs.load_state_dict({key.replace("norm.", "layer_norm."): value for key, value in ours.state_dict().items()})
+    x_BTC = torch.randn(2, 200, 1)
+    expected_BCT = theirs(x_BTC.transpose(1, 2), None)[0]
+    torch.testing.assert_close(ours(x_BTC, 39)[:, :39], expected_BCT.transpose(1, 2), atol=2e-6, rtol=1e-5)
 
 
 def test_blocks_start_with_he_initialisation() -> None:
     block = ConvolutionBlock(64, 256, 3, 2, norm=nn.Identity(), bias=False)
     assert block.conv.weight.std().item() == pytest.approx((2 / (64 * 3)) ** 0.5, rel=0.05)
+
+
+def test_a_stride_beyond_the_kernel_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stride of 3"):
+        ConvolutionBlock(4, 4, 2, 3, norm=nn.Identity(), bias=False)

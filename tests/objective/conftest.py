@@ -16,7 +16,7 @@ class Toy(SpeechEncoder):
 
     def __init__(self, feature_dim: int = 12, dim: int = 16) -> None:
         super().__init__()
-        self.clock = FrameClock().then(400, 320)
+        self.clock = self.feature_clock = FrameClock().then(400, 320)
         self.feature_dim, self.dim, self.num_layers = feature_dim, dim, 1
         self.frontend = nn.Conv1d(1, feature_dim, 400, 320)
         self.norm = nn.LayerNorm(feature_dim)

@@ -50,7 +50,7 @@ class Theirs(SpeechEncoder):
             activation_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0, attn_implementation="eager",
         )  # fmt: skip
         self.theirs = Wav2Vec2ForPreTraining(config)
-        self.clock = FrameClock().then(10, 5).then(8, 8).then(4, 8)
+        self.clock = self.feature_clock = FrameClock().then(10, 5).then(8, 8).then(4, 8)
         self.feature_dim, self.dim, self.num_layers = 12, 24, 2
 
     @override

@@ -46,7 +46,7 @@ class ToyEncoder(nn.Module):
 class ToyModel(SpeechEncoder):
     def __init__(self, frontend: nn.Module, encoder: ToyEncoder) -> None:
         super().__init__()
-        self.clock = FrameClock().then(400, 320)
+        self.clock = self.feature_clock = FrameClock().then(400, 320)
         self.feature_dim, self.dim, self.num_layers = 8, encoder.dim, encoder.num_layers
         self.frontend, self.encoder = frontend, encoder
         self.norm = nn.LayerNorm(self.feature_dim)

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ossicle.core.batch import EncoderOutput, Frames
-from ossicle.core.shapes import Bool, Float, Int
+from ossicle.core.shapes import Bool, Float, Int, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.frontend.base import Frontend
+from ossicle.layer.spec_augment import SpecAugmentFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
 
 
@@ -20,19 +21,30 @@ class Backbone(SpeechEncoder):
         frontend: Turns waveforms into frames.
         encoder: Turns embedded frames into representations.
         input_dropout: Dropout of embedded frames.
+        spec_augment: Builds what hides frames and bands of normalised features in training, from ``feature_dim``; None
+            hides nothing. Features that an objective takes as its target, before they are embedded, stay whole.
     """
 
-    def __init__(self, frontend: Frontend, encoder: Encoder, input_dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        frontend: Frontend,
+        encoder: Encoder,
+        input_dropout: float = 0.1,
+        spec_augment: SpecAugmentFactory | None = None,
+    ) -> None:
         super().__init__()
         self.frontend = frontend
         self.norm = nn.LayerNorm(frontend.dim)
-        self.project = nn.Linear(frontend.dim, encoder.dim)
+        self.project = nn.Linear(frontend.dim, encoder.input_dim)
         self.dropout = nn.Dropout(input_dropout)
+        self.spec_augment = None if spec_augment is None else spec_augment(feature_dim=frontend.dim)
         self.encoder = encoder
-        self.clock = frontend.clock
+        self.feature_clock = frontend.clock
+        self.clock = encoder.clock(frontend.clock)
         self.feature_dim = frontend.dim
         self.dim = encoder.dim
         self.num_layers = encoder.num_layers
+        self.drops_frames = encoder.drops_frames
 
     @override
     def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
@@ -44,13 +56,22 @@ class Backbone(SpeechEncoder):
 
     @override
     def embed(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
+        if self.spec_augment is not None:
+            features_BTC = self.spec_augment(features_BTC)
         return self.dropout(self.project(features_BTC))
 
     @override
     def encode(
-        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None, *, layers: bool = False
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        *,
+        kept_BM: Int64[Tensor, "B M"] | None = None,
+        layers: bool = False,
     ) -> EncoderOutput:
-        return self.encoder(x_BTD, valid_BT, layers=layers)
+        if kept_BM is None:
+            return self.encoder(x_BTD, valid_BT, layers=layers)
+        return self.encoder(x_BTD, valid_BT, kept_BM=kept_BM, layers=layers)
 
     @override
     def forward(

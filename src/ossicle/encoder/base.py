@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from ossicle.core.batch import EncoderOutput
-from ossicle.core.shapes import Bool, Float
+from ossicle.core.clock import FrameClock
+from ossicle.core.shapes import Bool, Float, Int64
 
 
 class Encoder(nn.Module, ABC):
@@ -14,19 +15,45 @@ class Encoder(nn.Module, ABC):
     Attributes:
         dim: Model width (D).
         num_layers: Blocks (L).
+        drops_frames: Whether it can go on with some of the frames alone, once their positions are in them.
     """
 
     dim: int
     num_layers: int
+    drops_frames: bool = False
+
+    @property
+    def input_dim(self) -> int:
+        """Width of the frames that it takes: the model's, unless a stack grows."""
+        return self.dim
+
+    def clock(self, features: FrameClock) -> FrameClock:
+        """The clock of what comes out, from the clock of what goes in: the same, unless a stack shortens.
+
+        Args:
+            features: The frontend's clock.
+        """
+        return features
 
     @abstractmethod
     def forward(
-        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None, *, layers: bool = False
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        *,
+        kept_BM: Int64[Tensor, "B M"] | None = None,
+        layers: bool = False,
     ) -> EncoderOutput:
         """Encode frames.
 
         Args:
             x_BTD: Embedded frames, shape (B, T, D).
             valid_BT: True where a frame is real, or None where every frame is.
-            layers: Whether every layer's output is wanted too.
+            kept_BM: Frames that the blocks see, in order, the same number in each row, or None for all: positions are
+                those of the whole row. Only where ``drops_frames``.
+            layers: Whether every layer's output is wanted too. All come on the encoder's own clock: what a layer makes
+                at a lower rate is repeated.
+
+        Returns:
+            Frames (B, T', D) with T' as :meth:`clock` says, which is T unless the encoder shortens.
         """

@@ -1,7 +1,6 @@
 """The Transformer encoder of wav2vec 2.0 and HuBERT around any token mixer (arXiv 2006.11477, sections 2 and 4.2)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -10,11 +9,12 @@ from typing_extensions import override
 
 from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import ConfigError
-from ossicle.core.shapes import Bool, Float
+from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.layer.convolution import ConvolutionPosition
 from ossicle.layer.feed_forward import FeedForward
-from ossicle.mixer.base import Mixer
+from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
+from ossicle.ops.masking import gather_frames
 
 
 class Block(nn.Module, ABC):
@@ -70,7 +70,7 @@ class Transformer(Encoder):
     With norms after the branches, one more stands before the first block; with norms first, one more after the last.
 
     Args:
-        mixer: Makes a mixer of a width; called once a block.
+        mixer: Makes a mixer of a width, or all of them: see :func:`~ossicle.mixer.base.build_mixers`.
         dim: Model width (D).
         num_layers: Blocks (L).
         ffn_dim: Width inside the feed-forward networks (F).
@@ -85,9 +85,11 @@ class Transformer(Encoder):
         ConfigError: If ``layer_drop`` is no probability below one.
     """
 
+    drops_frames = True
+
     def __init__(
         self,
-        mixer: Callable[[int], Mixer],
+        mixer: MixerFactory,
         *,
         dim: int = 768,
         num_layers: int = 12,
@@ -111,18 +113,26 @@ class Transformer(Encoder):
         self.dropout = nn.Dropout(dropout)
         block = PreNormBlock if norm_first else PostNormBlock
         self.blocks = nn.ModuleList(
-            block(mixer(dim), dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
-            for _ in range(num_layers)
+            block(one, dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
+            for one in build_mixers(mixer, [dim] * num_layers)
         )
 
     @override
     def forward(
-        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None, *, layers: bool = False
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        *,
+        kept_BM: Int64[Tensor, "B M"] | None = None,
+        layers: bool = False,
     ) -> EncoderOutput:
         if valid_BT is not None:
             # The position convolution must see past an utterance's end what it sees there without padding: zeros.
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
         x_BTD = x_BTD + self.position(x_BTD)
+        if kept_BM is not None:
+            x_BTD = gather_frames(x_BTD, kept_BM)
+            valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
         x_BTD = self.dropout(x_BTD if self.norm_first else self.norm(x_BTD))
         outputs = [x_BTD]
         for block, kept in zip(self.blocks, self._draw_kept(), strict=True):

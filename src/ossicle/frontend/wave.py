@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from typing import Final, final
 
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from ossicle.core.batch import Frames
 from ossicle.core.clock import FrameClock
 from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
-from ossicle.layer.convolution import ConvolutionBlock
+from ossicle.layer.convolution import ConvolutionBlock, NormalisedConvolution, WaveConvolution
 from ossicle.layer.gradient import GradientScale
-from ossicle.layer.normalisation import ChannelNorm, NoNorm, TimeNorm
 from ossicle.ops.framing import frame_mask, require_one_frame
 
 WAV2VEC2_CONVOLUTIONS: Final = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
@@ -21,6 +21,8 @@ WAV2VEC2_CONVOLUTIONS: Final = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2)
 
 class ConvolutionalFrontend(Frontend):
     """A stack of convolutions, each with a norm and a GELU; subclasses say which norm.
+
+    The layers are matrix products over channels-last frames, at lengths that every stride divides.
 
     Args:
         convolutions: Channels, kernel and stride of each layer, the two last counted in the frames that come in.
@@ -39,33 +41,35 @@ class ConvolutionalFrontend(Frontend):
         super().__init__()
         clock = FrameClock(rate_hz=rate_hz)
         self.clocks: list[FrameClock] = []
-        blocks = []
+        layers = []
         width = 1
         for index, (channels, kernel, stride) in enumerate(convolutions):
-            norm = self.make_norm(index, channels)
-            blocks.append(ConvolutionBlock(width, channels, kernel, stride, norm=norm, bias=conv_bias))
+            layers.append(self.make_layer(index, width, channels, kernel, stride, bias=conv_bias))
             clock = clock.then(kernel, stride)
             self.clocks.append(clock)
             width = channels
-        self.layers = nn.ModuleList(blocks)
+        self.layers = nn.ModuleList(layers)
         self.gradient_scale = GradientScale(gradient_scale)
         self.clock = clock
         self.dim = width
 
     @abstractmethod
-    def make_norm(self, index: int, channels: int) -> nn.Module:
-        """The norm after convolution ``index``: (B, C, T) and which frames are real in, (B, C, T) out."""
+    def make_layer(
+        self, index: int, in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool
+    ) -> WaveConvolution:
+        """Convolution ``index`` with its norm."""
 
     @override
     def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
-        require_one_frame(waveform_BS.shape[-1], self.clock)
-        x_BCT, valid_BT = waveform_BS[:, None], None
         num_samples = waveform_BS.shape[-1]
+        require_one_frame(num_samples, self.clock)
+        x_BTC = functional.pad(waveform_BS, (0, -num_samples % self.clock.stride_samples))[..., None]
+        valid_BT = None
         for layer, clock in zip(self.layers, self.clocks, strict=True):
             if lengths_B is not None:
                 valid_BT = frame_mask(lengths_B, clock, clock.num_frames(num_samples))
-            x_BCT = layer(x_BCT, valid_BT)
-        return Frames(self.gradient_scale(x_BCT).transpose(1, 2), valid_BT)
+            x_BTC = layer(x_BTC, clock.num_frames(num_samples), valid_BT)
+        return Frames(self.gradient_scale(x_BTC[:, : self.clock.num_frames(num_samples)]), valid_BT)
 
 
 @final
@@ -73,8 +77,12 @@ class Wave(ConvolutionalFrontend):
     """wav2vec 2.0 and HuBERT base: the first convolution alone is normalised, each channel over the utterance."""
 
     @override
-    def make_norm(self, index: int, channels: int) -> nn.Module:
-        return TimeNorm(channels) if index == 0 else NoNorm()
+    def make_layer(
+        self, index: int, in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool
+    ) -> WaveConvolution:
+        if index == 0:
+            return NormalisedConvolution(out_channels, kernel, stride, bias=bias)
+        return ConvolutionBlock(in_channels, out_channels, kernel, stride, norm=nn.Identity(), bias=bias)
 
 
 @final
@@ -82,5 +90,7 @@ class WaveLayerNorm(ConvolutionalFrontend):
     """wav2vec 2.0 and HuBERT large, XLS-R: every convolution is followed by a layer norm over channels."""
 
     @override
-    def make_norm(self, index: int, channels: int) -> nn.Module:
-        return ChannelNorm(channels)
+    def make_layer(
+        self, index: int, in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool
+    ) -> WaveConvolution:
+        return ConvolutionBlock(in_channels, out_channels, kernel, stride, norm=nn.LayerNorm(out_channels), bias=bias)

@@ -1,6 +1,7 @@
 """Convolutions over time."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import final
 
 from torch import Tensor, nn
@@ -10,18 +11,43 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
+from ossicle.ops.strided_convolution import strided_convolution
+from ossicle.ops.windows import normalised_windows
+
+
+class WaveConvolution(nn.Module, ABC):
+    """One layer of a waveform frontend, without padding, on channels-last frames.
+
+    What goes in and out has places beyond its frames, so that every stride divides: see
+    :mod:`ossicle.ops.strided_convolution`.
+    """
+
+    @abstractmethod
+    def forward(
+        self, x_BTC: Float[Tensor, "B T C"], num_frames: int, valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B Ts O"]:
+        """Convolve.
+
+        Args:
+            x_BTC: Frames, T divisible by the stride, shape (B, T, C).
+            num_frames: How many places of what goes out are frames.
+            valid_BT: Which of these frames are real, or None where all are.
+
+        Returns:
+            Shape (B, T / stride, O); places from ``num_frames`` on hold nothing of meaning.
+        """
 
 
 @final
-class ConvolutionBlock(nn.Module):
-    """One layer of a waveform frontend: strided convolution, norm, GELU; no padding.
+class ConvolutionBlock(WaveConvolution):
+    """Strided convolution, norm of each frame, GELU.
 
     Args:
         in_channels: Channels that come in.
         out_channels: Channels that go out.
         kernel: Frames that a convolution sees.
-        stride: Frames between convolutions.
-        norm: Norm of (B, C, T), called with which frames are real.
+        stride: Frames between convolutions, at most the kernel.
+        norm: Norm over the last axis.
         bias: Whether the convolution has a bias.
     """
 
@@ -29,14 +55,71 @@ class ConvolutionBlock(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, stride: int, *, norm: nn.Module, bias: bool
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride, bias=bias)
+        self.conv = wave_convolution(in_channels, out_channels, kernel, stride, bias=bias)
         self.norm = norm
-        nn.init.kaiming_normal_(self.conv.weight)
+        self.stride = stride
 
     @override
-    def forward(self, x_BCT: Float[Tensor, "B C T"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        """Convolve; ``valid_BT`` tells which of the frames that go out are real."""
-        return functional.gelu(self.norm(self.conv(x_BCT), valid_BT))
+    def forward(
+        self, x_BTC: Float[Tensor, "B T C"], num_frames: int, valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B Ts O"]:
+        out_BTC = strided_convolution(x_BTC, self.conv.weight, self.stride)
+        if self.conv.bias is not None:
+            out_BTC = out_BTC + self.conv.bias.to(out_BTC.dtype)
+        return functional.gelu(self.norm(out_BTC))
+
+
+@final
+class NormalisedConvolution(WaveConvolution):
+    """The first layer of wav2vec 2.0's base model: convolution, norm of each channel over a row's real frames, GELU.
+
+    The norm (group norm with one channel a group) is folded into the convolution: see :mod:`ossicle.ops.windows`. It
+    takes the mean away, and with it a bias of the convolution, which therefore changes nothing.
+
+    Args:
+        channels: Channels that go out.
+        kernel: Samples that a convolution sees.
+        stride: Samples between convolutions, at most the kernel.
+        bias: Whether the convolution has a bias, for weights that come with one.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = wave_convolution(1, channels, kernel, stride, bias=bias)
+        self.norm = nn.GroupNorm(channels, channels)
+        self.stride = stride
+
+    @override
+    def forward(
+        self, x_BTC: Float[Tensor, "B T C"], num_frames: int, valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B Ts O"]:
+        normed_BTC = normalised_windows(
+            x_BTC.squeeze(2),
+            self.conv.weight.squeeze(1),
+            self.norm.weight,
+            self.norm.bias,
+            stride=self.stride,
+            num_frames=num_frames,
+            epsilon=self.norm.eps,
+            valid_BT=valid_BT,
+        )
+        return functional.gelu(normed_BTC)
+
+
+def wave_convolution(in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool) -> nn.Conv1d:
+    """The weights of a layer, by He's initialisation.
+
+    Raises:
+        ConfigError: The stride is larger than the kernel, and would leave frames unheard.
+    """
+    if stride > kernel:
+        raise ConfigError(
+            f"frontend.convolutions: a stride of {stride} passes over frames that a kernel of {kernel} does not see",
+            "give a stride of at most the kernel",
+        )
+    conv = nn.Conv1d(in_channels, out_channels, kernel, stride, bias=bias)
+    nn.init.kaiming_normal_(conv.weight)
+    return conv
 
 
 @final

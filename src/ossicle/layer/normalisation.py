@@ -28,58 +28,6 @@ def moments(
 
 
 @final
-class TimeNorm(nn.GroupNorm):
-    """Group norm with a group for each channel: every channel is normalised over a row's real frames.
-
-    wav2vec 2.0's base model has it after its first convolution (arXiv 2006.11477, section 4.2).
-
-    Args:
-        channels: Channels (C).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels)
-
-    @override
-    def forward(self, input: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Normalise (B, C, T); statistics are those of real frames."""
-        if valid_BT is None:
-            return super().forward(input)
-        mean_BC1, variance_BC1 = moments(input, valid_BT)
-        normed_BCT = (at_least_float32(input) - mean_BC1) * torch.rsqrt(variance_BC1 + self.eps)
-        return (normed_BCT * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
-
-
-@final
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, T): every frame is normalised alone.
-
-    wav2vec 2.0's large models have it after every convolution.
-
-    Args:
-        channels: Channels (C).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-
-    @override
-    def forward(self, input: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Normalise (B, C, T); which frames are real makes no difference."""
-        return super().forward(input.transpose(1, 2)).transpose(1, 2)
-
-
-@final
-class NoNorm(nn.Module):
-    """No norm, where others of the stack have one."""
-
-    @override
-    def forward(self, input: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """The input."""
-        return input
-
-
-@final
 class UtteranceNorm(nn.Module):
     """Mean 0 and variance 1 over an utterance's real frames for each channel of (B, T, C); no parameters.
 

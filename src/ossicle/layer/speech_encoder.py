@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ossicle.core.batch import EncoderOutput, Frames
 from ossicle.core.clock import FrameClock
-from ossicle.core.shapes import Bool, Float, Int
+from ossicle.core.shapes import Bool, Float, Int, Int64
 
 
 class SpeechEncoder(nn.Module, ABC):
@@ -15,16 +15,20 @@ class SpeechEncoder(nn.Module, ABC):
     ``forward`` is ``encode(embed(normalise(local(waveform))))`` without masks.
 
     Attributes:
-        clock: The clock of the encoder's frames.
+        clock: The clock of the encoder's frames, on which labels are.
+        feature_clock: The clock of the frontend's frames, on which masks are. Most encoders keep it.
         feature_dim: Channels of the frontend's frames (C).
         dim: Width of the encoder's frames (D).
         num_layers: Blocks of the encoder (L).
+        drops_frames: Whether :meth:`encode` can go on with some of the frames alone.
     """
 
     clock: FrameClock
+    feature_clock: FrameClock
     feature_dim: int
     dim: int
     num_layers: int
+    drops_frames: bool
 
     @abstractmethod
     def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
@@ -40,9 +44,14 @@ class SpeechEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(
-        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None, *, layers: bool = False
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        *,
+        kept_BM: Int64[Tensor, "B M"] | None = None,
+        layers: bool = False,
     ) -> EncoderOutput:
-        """Embedded frames through the encoder."""
+        """Embedded frames through the encoder; with ``kept_BM``, those frames alone, at the places that they had."""
 
     @abstractmethod
     def forward(

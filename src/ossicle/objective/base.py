@@ -15,6 +15,27 @@ class Objective(nn.Module, ABC):
     behind when the encoder is exported.
     """
 
+    def adopt(self, model: SpeechEncoder) -> None:
+        """Take from a model what the objective keeps of it, such as a teacher's weights, and hold it against its needs.
+
+        Called when parts are put together, on the meta device too, and again after weights were loaded into the model.
+
+        Args:
+            model: The model that will be trained.
+
+        Raises:
+            ConfigError: This objective cannot train such a model.
+        """
+
+    def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
+        """Follow the model after an optimiser step, without gradient and without a wait for the device.
+
+        Args:
+            model: The model that is trained.
+            seed: The run's seed.
+            step: Optimiser steps taken, this one included.
+        """
+
     @abstractmethod
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
         """Loss of one batch.

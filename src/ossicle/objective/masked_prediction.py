@@ -88,7 +88,7 @@ class MaskedPrediction(Objective):
         rows, samples = batch.waveform_BS.shape
         masked_BM = mask_indices(
             rows,
-            model.clock.num_frames(samples),
+            model.feature_clock.num_frames(samples),
             start_probability=self.mask_start_probability,
             length=self.mask_length,
             generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),

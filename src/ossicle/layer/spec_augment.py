@@ -1,0 +1,83 @@
+"""SpecAugment (arXiv 1904.08779): spans of frames and of bands are hidden from the encoder in training."""
+
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.errors import ConfigError
+from ossicle.core.shapes import Float
+from ossicle.ops.augmentation_features import random_spans
+
+
+@final
+class SpecAugment(nn.Module):
+    """Zeros, the mean of normalised features, in random spans of frames and of bands (section 2; no time warping).
+
+    In evaluation it changes nothing. What it draws comes from the device's default generator, as dropout's does, which
+    the system seeds for every batch.
+
+    Args:
+        feature_dim: Channels of the frontend's frames (C).
+        num_time_masks: Spans of frames that are hidden in a row (m_T).
+        time_frames: Frames of a span at most (T).
+        max_time_fraction: Share of a row's frames that a span has at most (p).
+        num_band_masks: Spans of bands that are hidden in a row (m_F).
+        band_width: Bands of a span at most (F).
+        num_bands: Bands of one spectrum, where a frame is several spectra side by side: these lose the same bands. None
+            takes a frame's channels as one spectrum.
+
+    Raises:
+        ConfigError: A number is out of its range, or a frame is no whole number of spectra.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        *,
+        num_time_masks: int = 2,
+        time_frames: int = 50,
+        max_time_fraction: float = 1.0,
+        num_band_masks: int = 2,
+        band_width: int = 27,
+        num_bands: int | None = None,
+    ) -> None:
+        super().__init__()
+        bands = feature_dim if num_bands is None else num_bands
+        if bands < 1 or feature_dim % bands:
+            raise ConfigError(
+                f"spec_augment.num_bands={bands} does not divide the frontend's {feature_dim} channels",
+                "give the bands of one spectrum, or null",
+            )
+        if min(num_time_masks, time_frames, num_band_masks, band_width) < 0 or not 0 <= max_time_fraction <= 1:
+            raise ConfigError("a number of spec_augment is out of its range", "counts are 0 or more, shares in [0, 1]")
+        self.num_time_masks = num_time_masks
+        self.time_frames = time_frames
+        self.max_time_fraction = max_time_fraction
+        self.num_band_masks = num_band_masks
+        self.band_width = band_width
+        self.num_bands = bands
+
+    @override
+    def forward(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """Features with spans set to 0 in training; the same features in evaluation."""
+        if not self.training:
+            return features_BTC
+        rows, frames, channels = features_BTC.shape
+        longest = min(self.time_frames, int(self.max_time_fraction * frames))
+        device = features_BTC.device
+        hidden_BT = random_spans(rows, frames, num=self.num_time_masks, longest=longest, device=device)
+        hidden_BC = random_spans(
+            rows, self.num_bands, num=self.num_band_masks, longest=self.band_width, device=device
+        ).repeat(1, channels // self.num_bands)
+        return torch.where(hidden_BT[:, :, None] | hidden_BC[:, None], 0.0, features_BTC)
+
+
+@runtime_checkable
+class SpecAugmentFactory(Protocol):
+    """Builds the layer once the frontend's width is known."""
+
+    def __call__(self, *, feature_dim: int) -> SpecAugment:
+        """A layer for frames of this width."""
+        ...
