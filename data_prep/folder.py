@@ -9,52 +9,28 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from data_prep.recordings import BYTES_PER_S, Recording, Recordings, file_size, guess_seconds
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.seeds import derive_seed
-from ossicle.data.audio import RATE_HZ, read_audio_file
-from ossicle.data.utterance import Corpus, Phone, Sample, Source, Utterance
 
 MANIFEST_NAME = "manifest.tsv"
 PHONES_NAME = "phones.tsv"
 _LOG = logging.getLogger(__name__)
-# bytes a second of usual files: shards are filled by it where no manifest knows better
-_BYTES_PER_S = {
-    ".wav": 32_000,
-    ".wave": 32_000,
-    ".flac": 20_000,
-    ".mp3": 16_000,
-    ".ogg": 8_000,
-    ".oga": 8_000,
-    ".opus": 4_000,
-    ".g722": 8_000,
-}
 _MANY_FOLDERS = 20
 
 
 @dataclass(frozen=True)
-class FolderSource(Source):
+class FolderSource(Recording):
     """A file, or what stands in its place.
 
     Args:
-        path: Path from the corpus's folder.
         bytes: The file's size.
-        language: Language code.
-        speaker: Speaker's name.
-        text: What is said.
-        phones: Start and end in seconds, and symbol.
-        problem: Why there is nothing to load; empty where there is.
     """
 
-    path: str = ""
     bytes: int = 0
-    language: str = ""
-    speaker: str = ""
-    text: str = ""
-    phones: tuple[tuple[float, float, str], ...] = ()
-    problem: str = ""
 
 
-class FolderCorpus(Corpus):
+class FolderCorpus(Recordings):
     """The audio files in a folder and all below it, hidden ones left out.
 
     A manifest is tab-separated UTF-8 with a header; the column path is needed, and lang, speaker, text, split and
@@ -83,7 +59,7 @@ class FolderCorpus(Corpus):
         if min(dev_fraction, test_fraction) < 0 or dev_fraction + test_fraction >= 1:
             problem = f"dev_fraction={dev_fraction} and test_fraction={test_fraction} leave nothing for train"
             raise ConfigError(problem, "give fractions whose sum is below 1")
-        self.input = Path(input)
+        super().__init__(input)
         self.manifest = None if manifest is None else Path(manifest)
         self.dev_fraction = dev_fraction
         self.test_fraction = test_fraction
@@ -100,22 +76,8 @@ class FolderCorpus(Corpus):
             empty = False
             yield source
         if empty:
-            kinds = " ".join(sorted(_BYTES_PER_S))
+            kinds = " ".join(sorted(BYTES_PER_S))
             raise DataError(f"{self.input} holds no audio files", f"point input at a folder with any of {kinds}")
-
-    @override
-    def load(self, source: Source) -> Sample:
-        assert isinstance(source, FolderSource)
-        if source.problem:
-            raise DataError(source.problem, "mend the folder or its manifest")
-        pcm_S = read_audio_file(self.input / source.path)
-        phones = tuple(
-            Phone(start, end, symbol)
-            for start_s, end_s, symbol in source.phones
-            if (end := min(round(end_s * RATE_HZ), len(pcm_S))) > (start := round(start_s * RATE_HZ))
-        )
-        facts = (source.language, source.speaker, source.text, phones)
-        return Sample(Utterance(source.name, source.split, *facts), pcm_S)
 
     def _walk(self) -> Iterator[tuple[str, int, str]]:
         """Path, size and problem of every audio file, in order of names; a folder that cannot be read is a problem."""
@@ -134,7 +96,7 @@ class FolderCorpus(Corpus):
             try:
                 if entry.is_dir():
                     yield from self._descend(entry, visited)
-                elif Path(entry.name).suffix.lower() in _BYTES_PER_S:
+                elif Path(entry.name).suffix.lower() in BYTES_PER_S:
                     size = entry.stat().st_size
                     yield path, size, "" if entry.is_file() else f"{entry.path} is no regular file"
             except OSError as error:
@@ -155,7 +117,7 @@ class FolderCorpus(Corpus):
             yield FolderSource(
                 name=path,
                 split=splits[folder if by_folder else path],
-                seconds=_seconds(path, size),
+                seconds=guess_seconds(path, size),
                 path=path,
                 bytes=size,
                 speaker="" if folder == "." else folder,
@@ -173,13 +135,13 @@ class FolderCorpus(Corpus):
             problem = row.get("", "")
             if path in listed:
                 problem = f"{manifest}, line {line}: {path} is listed for the second time"
-            size = sizes[path] if path in sizes else _size(self.input / path)
+            size = sizes[path] if path in sizes else file_size(self.input / path)
             if size is None:
                 problem = problem or f"{manifest}, line {line}: there is no file {self.input / path}"
             yield FolderSource(
                 name=f"{path} (line {line})" if path in listed else path,
                 split=row.get("split") or splits[path],
-                seconds=_number(row.get("duration_s", "")) or _seconds(path, size or 0),
+                seconds=_number(row.get("duration_s", "")) or guess_seconds(path, size or 0),
                 path=path,
                 bytes=size or 0,
                 language=row.get("lang", ""),
@@ -197,7 +159,7 @@ class FolderCorpus(Corpus):
             return
         for path, size, problem in files:
             reason = problem or f"{manifest} has no row for it"
-            yield FolderSource(path, "train", _seconds(path, size), path=path, bytes=size, problem=reason)
+            yield FolderSource(path, "train", guess_seconds(path, size), path=path, bytes=size, problem=reason)
 
     def _splits(self, keys: Iterable[str]) -> dict[str, str]:
         """Draw each key's split by its hash alone; where none falls to dev or test, the nearest key goes there."""
@@ -251,14 +213,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value < float("inf") else None
-
-
-def _seconds(path: str, size: int) -> float:
-    return size / _BYTES_PER_S.get(Path(path).suffix.lower(), 32_000)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

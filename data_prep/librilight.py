@@ -79,6 +79,10 @@ class LibriLight(Recordings):
             name = f"{source.name}/{round(start_s * 1000):08d}-{round(end_s * 1000):08d}"
             yield self.load(dataclasses.replace(source, name=name, start_s=start_s, end_s=end_s))
 
+    @override
+    def is_plain(self, source: Recording) -> bool:
+        return not source.problem and (self.max_s is None or bool(source.text))
+
     def _unlabelled(self, part: str) -> Iterator[Recording]:
         base = self.folder(part)
         for reader in folders(base):

@@ -1,5 +1,7 @@
 """Corpora of audio files, whole or cut out by time: what their small files share."""
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +9,20 @@ from pathlib import Path
 from typing_extensions import override
 
 from ossicle.core.errors import DataError
-from ossicle.data.audio import RATE_HZ, read_audio_file
+from ossicle.data.audio import RATE_HZ, read_audio_bytes, read_audio_file
 from ossicle.data.utterance import Corpus, Phone, Sample, Source, Utterance
+
+BYTES_PER_S = {
+    ".wav": 32_000,
+    ".wave": 32_000,
+    ".flac": 20_000,
+    ".mp3": 16_000,
+    ".ogg": 8_000,
+    ".oga": 8_000,
+    ".opus": 4_000,
+    ".g722": 8_000,
+}
+"""Suffixes of audio files, and about how many bytes a second takes: shards are filled by it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Recording(Source):
         text: What is said.
         phones: Start and end from the utterance's beginning, in seconds, and symbol.
         problem: Why there is nothing to load; empty where there is.
+        channel: The file's channel, from 0, or None for the mean of all.
     """
 
     path: str = ""
@@ -34,6 +49,7 @@ class Recording(Source):
     text: str = ""
     phones: tuple[tuple[float, float, str], ...] = ()
     problem: str = ""
+    channel: int | None = None
 
 
 class Recordings(Corpus):
@@ -51,14 +67,23 @@ class Recordings(Corpus):
         assert isinstance(source, Recording)
         if source.problem:
             raise DataError(source.problem, "mend the corpus or its lists")
-        pcm_S = read_audio_file(self.input / source.path, source.start_s, source.end_s)
-        phones = tuple(
-            Phone(start, end, symbol)
-            for start_s, end_s, symbol in source.phones
-            if (end := min(round(end_s * RATE_HZ), len(pcm_S))) > (start := round(start_s * RATE_HZ))
-        )
-        facts = (source.language, source.speaker, source.text, phones)
-        return Sample(Utterance(source.name, source.split, *facts), pcm_S)
+        file, span = self.audio(source), (source.start_s, source.end_s, source.channel)
+        is_path = isinstance(file, Path)
+        pcm_S = read_audio_file(file, *span) if is_path else read_audio_bytes(file, source.name, *span)
+        return Sample(describe(source, len(pcm_S)), pcm_S)
+
+    def audio(self, source: Recording) -> Path | bytes:
+        """The file that a recording is in, or its bytes.
+
+        Raises:
+            DataError: There is none.
+        """
+        return self.input / source.path
+
+    def is_plain(self, source: Recording) -> bool:
+        """Whether a source is one utterance, of which nothing is known beyond its fields: it can be read in blocks."""
+        cls = type(self)
+        return not source.problem and cls.load is Recordings.load and cls.samples is Corpus.samples
 
     def folder(self, *parts: str) -> Path:
         """A folder of the corpus that must be there.
@@ -73,15 +98,44 @@ class Recordings(Corpus):
         return path
 
     def lines(self, path: Path) -> Iterator[str]:
-        """The lines of a UTF-8 list of the corpus, without their ends and without empty ones.
+        """The lines of a UTF-8 list of the corpus, plain or in gzip, without their ends and without empty ones.
 
         Raises:
             DataError: It cannot be read as UTF-8 text.
         """
         try:
-            with path.open(encoding="utf-8-sig") as file:
+            zipped = path.suffix == ".gz"
+            with gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig") as file:
                 yield from (line.rstrip("\r\n") for line in file if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path} cannot be read as UTF-8 text: {error}", "fetch the corpus's lists again"
             ) from error
+
+
+def describe(source: Recording, num_samples: int) -> Utterance:
+    """What a recording says of its sound; phones end where the sound ends.
+
+    Args:
+        source: The recording.
+        num_samples: Its length at 16 kHz.
+    """
+    phones = tuple(
+        Phone(start, end, symbol)
+        for start_s, end_s, symbol in source.phones
+        if (end := min(round(end_s * RATE_HZ), num_samples)) > (start := round(start_s * RATE_HZ))
+    )
+    return Utterance(source.name, source.split, source.language, source.speaker, source.text, phones)
+
+
+def guess_seconds(path: str, size: int) -> float:
+    """About how long a file is, by its suffix and its size in bytes."""
+    return size / BYTES_PER_S.get(Path(path).suffix.lower(), 32_000)
+
+
+def file_size(path: Path) -> int | None:
+    """Size in bytes, or None where there is no such file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
