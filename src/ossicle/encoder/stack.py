@@ -1,0 +1,92 @@
+"""What encoders share that run blocks one after another at one rate."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.batch import EncoderOutput
+from ossicle.core.errors import ConfigError
+from ossicle.core.shapes import Bool, Float, Int64
+from ossicle.encoder.base import Encoder
+from ossicle.encoder.block import Block
+from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.ops.masking import gather_frames
+
+
+class Stack(Encoder):
+    """Convolutional positions, then blocks.
+
+    With norms after the branches, one more stands before the first block; with norms first, one more after the last.
+
+    Args:
+        blocks: The blocks, from the first to the last.
+        dim: Model width (D).
+        norm_first: Whether the blocks' norms stand before their branches.
+        dropout: Dropout of what goes into the first block.
+        layer_drop: Probability with which a block is skipped for a whole batch in training (arXiv 1909.11556).
+        position_kernel: Frames that the position convolution sees.
+        position_groups: Groups of the position convolution.
+
+    Raises:
+        ConfigError: If ``layer_drop`` is no probability below one.
+    """
+
+    drops_frames = True
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        dim: int,
+        norm_first: bool,
+        dropout: float,
+        layer_drop: float,
+        position_kernel: int,
+        position_groups: int,
+    ) -> None:
+        super().__init__()
+        if not 0 <= layer_drop < 1:
+            raise ConfigError(f"encoder.layer_drop={layer_drop} is no probability", "it lies in [0, 1)")
+        self.dim = dim
+        self.num_layers = len(blocks)
+        self.norm_first = norm_first
+        self.layer_drop = layer_drop
+        self.position = ConvolutionPosition(dim, position_kernel, position_groups)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(blocks)
+
+    @override
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        *,
+        kept_BM: Int64[Tensor, "B M"] | None = None,
+        layers: bool = False,
+    ) -> EncoderOutput:
+        if valid_BT is not None:
+            # The position convolution must see past an utterance's end what it sees there without padding: zeros.
+            x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
+        x_BTD = x_BTD + self.position(x_BTD)
+        if kept_BM is not None:
+            x_BTD = gather_frames(x_BTD, kept_BM)
+            valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
+        x_BTD = self.dropout(x_BTD if self.norm_first else self.norm(x_BTD))
+        outputs = [x_BTD]
+        for block, kept in zip(self.blocks, draw_kept(self), strict=True):
+            if kept:
+                x_BTD = block(x_BTD, valid_BT)
+            if layers:
+                outputs.append(x_BTD)
+        last_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
+        return EncoderOutput(last_BTD, tuple(outputs) if layers else ())
+
+
+def draw_kept(encoder: Stack) -> list[bool]:
+    """Which blocks run. Drawn on the host from its default generator, so no device is waited for."""
+    if not encoder.training or encoder.layer_drop == 0:
+        return [True] * encoder.num_layers
+    return (torch.rand(encoder.num_layers, device="cpu") >= encoder.layer_drop).tolist()
