@@ -5,11 +5,13 @@ import pytest
 import torch
 import torchaudio
 
+from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
 from ossicle.encoder.transformer import Transformer
 from ossicle.frontend.base import Frontend
 from ossicle.frontend.logmel import LogMel
 from ossicle.frontend.wave import Wave
+from ossicle.layer.spec_augment import SpecAugment
 from ossicle.mixer.attention import Attention
 
 THIN = ((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2)
@@ -80,3 +82,23 @@ def test_the_base_model_has_as_many_parameters_as_torchaudios() -> None:
         theirs = torchaudio.models.hubert_base()
     counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
     assert counts[0] == counts[1]
+
+
+def test_spec_augment_hides_from_the_encoder_in_training_and_never_from_targets_or_in_evaluation() -> None:
+    plain, augmented = build(LogMel), build(LogMel)
+    augmented.spec_augment = SpecAugment(augmented.feature_dim, num_bands=80)
+    assert list(plain.state_dict()) == list(augmented.state_dict())
+    features = plain.normalise(plain.local(torch.randn(3, 8_000)).features_BTC)
+    assert torch.equal(augmented.normalise(features), plain.normalise(features))
+    plain.dropout.p = augmented.dropout.p = 0.0
+    assert not torch.equal(augmented.train().embed(features), plain.train().embed(features))
+    assert torch.equal(augmented.eval().embed(features), plain.eval().embed(features))
+
+
+def test_spec_augment_is_built_for_the_frontends_width() -> None:
+    encoder = build(LogMel).encoder
+    model = Backbone(LogMel(stack=4), encoder, spec_augment=functools.partial(SpecAugment, num_bands=80))
+    assert model.spec_augment is not None
+    assert model.spec_augment.num_bands == 80
+    with pytest.raises(ConfigError, match="num_bands=81"):
+        Backbone(LogMel(), encoder, spec_augment=functools.partial(SpecAugment, num_bands=81))

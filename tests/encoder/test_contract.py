@@ -1,0 +1,109 @@
+"""What every encoder promises: walked over conf/encoder, so that a new one is held to it by its YAML."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hydra.utils import get_class
+from hypothesis import strategies as st
+
+from ossicle.core.clock import FrameClock
+from ossicle.encoder.base import Encoder
+from ossicle.launch.config import groups
+from ossicle.launch.parts import option
+from ossicle.mixer.attention import Attention
+
+SMALL: dict[str, Any] = {
+    "dim": 24, "num_layers": 3, "ffn_dim": 48, "gate_dim": 48, "position_kernel": 8, "position_groups": 4, "kernel": 5,
+    "dropout": 0.0, "activation_dropout": 0.0, "layer_drop": 0.0,
+}  # fmt: skip
+"""What is set for every encoder that takes it."""
+SMALLER: dict[str, dict[str, Any]] = {}
+"""What is set beside it for encoders that are described otherwise, by name."""
+NAMES = groups()["encoder"]
+CLOCK = FrameClock().then(400, 320)
+
+
+def encoder(name: str) -> Encoder:
+    torch.manual_seed(0)
+    node = option(name, "encoder")
+    cls = get_class(node.pop("_target_"))
+    node.pop("_partial_")
+    known = inspect.signature(cls).parameters
+    small = {key: value for key, value in (SMALL | SMALLER.get(name, {})).items() if key in known}
+    built = cls(mixer=partial(Attention, num_heads=2, dropout=0.0), **(node | small))
+    assert isinstance(built, Encoder)
+    return built
+
+
+def frames_out(built: Encoder, frames: int) -> int:
+    """Frames that come out of some that go in, as the clocks say."""
+    return built.clock(CLOCK).num_frames(CLOCK.num_samples(frames))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.given(lengths=st.lists(st.integers(16, 40), min_size=2, max_size=3))
+@hypothesis.settings(max_examples=8, deadline=None)
+def test_a_padded_row_equals_the_row_alone_in_every_layer(name: str, lengths: list[int]) -> None:
+    built = encoder(name).eval()
+    x_BTD = torch.randn(len(lengths), max(lengths), built.input_dim)
+    valid_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    dirty_BTD = torch.where(valid_BT[..., None], x_BTD, torch.full_like(x_BTD, 1e3))
+    padded = built(dirty_BTD, valid_BT, layers=True)
+    for row, length in enumerate(lengths):
+        alone = built(x_BTD[row : row + 1, :length], layers=True)
+        count = alone.last_BTD.shape[1]
+        torch.testing.assert_close(padded.last_BTD[row, :count], alone.last_BTD[0], atol=2e-5, rtol=2e-5)
+        for ours, theirs in zip(padded.layers, alone.layers, strict=True):
+            torch.testing.assert_close(ours[row, :count], theirs[0], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("frames", [16, 37, 50])
+def test_its_clock_counts_the_frames_that_come_out_and_every_layer_is_on_it(name: str, frames: int) -> None:
+    built = encoder(name)
+    output = built(torch.randn(2, frames, built.input_dim), layers=True)
+    expected = (2, frames_out(built, frames), built.dim)
+    assert output.last_BTD.shape == expected
+    assert len(output.layers) == built.num_layers + 1
+    assert all(layer.shape[:2] == expected[:2] for layer in output.layers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_finite_gradient_in_bfloat16_too(name: str) -> None:
+    for mixed in (False, True):
+        built = encoder(name)
+        x_BTD = torch.randn(2, 33, built.input_dim)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            out_BTD = built(x_BTD).last_BTD
+        (out_BTD.float() * torch.randn(out_BTD.shape)).sum().backward()
+        for key, parameter in built.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+            assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_builds_and_runs_on_the_meta_device(name: str) -> None:
+    with torch.device("meta"):
+        built = encoder(name)
+    out_BTD = built(torch.empty(2, 40, built.input_dim, device="meta")).last_BTD
+    assert out_BTD.shape == (2, frames_out(built, 40), built.dim)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_blocks_compile_in_place_without_a_break_and_once_a_shape(name: str) -> None:
+    built = encoder(name).eval()
+    plain = encoder(name).eval()
+    assert isinstance(built.blocks, torch.nn.ModuleList)
+    for block in built.blocks:
+        block.compile(backend="eager", fullgraph=True, dynamic=False)
+    for rows, frames in ((2, 20), (1, 32), (2, 20)):
+        x_BTD = torch.randn(rows, frames, built.input_dim)
+        torch.testing.assert_close(built(x_BTD).last_BTD, plain(x_BTD).last_BTD, atol=1e-5, rtol=1e-5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        built(torch.randn(2, 20, built.input_dim))
+    assert built.state_dict().keys() == plain.state_dict().keys()
