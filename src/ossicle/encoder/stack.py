@@ -1,6 +1,7 @@
 """What encoders share that run blocks one after another at one rate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,10 @@ class Stack(Encoder):
         position_groups: int,
     ) -> None:
         super().__init__()
-        if not 0 <= layer_drop < 1:
-            raise ConfigError(f"encoder.layer_drop={layer_drop} is no probability", "it lies in [0, 1)")
         self.dim = dim
         self.num_layers = len(blocks)
         self.norm_first = norm_first
-        self.layer_drop = layer_drop
+        self.layer_drop = check_layer_drop(layer_drop)
         self.position = ConvolutionPosition(dim, position_kernel, position_groups)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -75,18 +74,39 @@ class Stack(Encoder):
             x_BTD = gather_frames(x_BTD, kept_BM)
             valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
         x_BTD = self.dropout(x_BTD if self.norm_first else self.norm(x_BTD))
-        outputs = [x_BTD]
-        for block, kept in zip(self.blocks, draw_kept(self), strict=True):
-            if kept:
-                x_BTD = block(x_BTD, valid_BT)
-            if layers:
-                outputs.append(x_BTD)
-        last_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
+        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT)]
+        last_BTD = self.norm(outputs[-1]) if self.norm_first else outputs[-1]
         return EncoderOutput(last_BTD, tuple(outputs) if layers else ())
 
 
-def draw_kept(encoder: Stack) -> list[bool]:
-    """Which blocks run. Drawn on the host from its default generator, so no device is waited for."""
-    if not encoder.training or encoder.layer_drop == 0:
-        return [True] * encoder.num_layers
-    return (torch.rand(encoder.num_layers, device="cpu") >= encoder.layer_drop).tolist()
+class DropsLayers(Protocol):
+    """An encoder that skips blocks in training."""
+
+    training: bool
+    layer_drop: float
+
+
+def run_blocks(
+    encoder: DropsLayers, blocks: Iterable[nn.Module], x_BTD: Tensor, valid_BT: Tensor | None = None
+) -> Iterator[Tensor]:
+    """The output of each block in turn; a block that is skipped gives its input.
+
+    What is skipped is drawn on the host from its default generator, so no device is waited for.
+    """
+    for block in blocks:
+        dropped = (
+            encoder.training and encoder.layer_drop > 0 and bool(torch.rand((), device="cpu") < encoder.layer_drop)
+        )
+        x_BTD = x_BTD if dropped else block(x_BTD, valid_BT)
+        yield x_BTD
+
+
+def check_layer_drop(layer_drop: float) -> float:
+    """The probability itself.
+
+    Raises:
+        ConfigError: It is none below one.
+    """
+    if not 0 <= layer_drop < 1:
+        raise ConfigError(f"encoder.layer_drop={layer_drop} is no probability", "it lies in [0, 1)")
+    return layer_drop

@@ -1,0 +1,27 @@
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from ossicle.ops.pooling import pool_frames, repeat_frames
+
+
+@hypothesis.given(frames=st.integers(1, 20), factor=st.integers(1, 5))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_it_equals_torchs_pooling_that_leaves_padding_out(frames: int, factor: int) -> None:
+    x_BTD = torch.randn(2, frames, 3, dtype=torch.float64)
+    expected = functional.avg_pool1d(x_BTD.transpose(1, 2), factor, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(pool_frames(x_BTD, factor), expected.transpose(1, 2))
+
+
+def test_padding_counts_for_nothing() -> None:
+    x_BTD = torch.randn(2, 9, 3)
+    valid_BT = torch.arange(9) < torch.tensor([[9], [5]])
+    pooled = pool_frames(x_BTD.masked_fill(~valid_BT[..., None], 0), 2, valid_BT)
+    torch.testing.assert_close(pooled[1, :3], pool_frames(x_BTD[1:, :5], 2)[0])
+
+
+def test_repeating_undoes_the_rate() -> None:
+    x_BUD = torch.randn(1, 3, 2)
+    out = repeat_frames(x_BUD, 2, 5)
+    assert torch.equal(out[0], x_BUD[0][[0, 0, 1, 1, 2]])
