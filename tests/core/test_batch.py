@@ -14,3 +14,12 @@ def test_a_batch_moves_as_a_whole() -> None:
 def test_a_batch_without_labels_moves_too() -> None:
     batch = Batch(torch.zeros(2, 8), 0, torch.arange(2), torch.zeros(2))
     assert batch.to(torch.device("meta")).labels_BT is None
+
+
+def test_the_clean_waveform_moves_with_the_batch_and_is_the_speech_where_there_is_one() -> None:
+    index = torch.arange(2)
+    plain = Batch(torch.zeros(2, 8), 0, index, index)
+    assert plain.speech is plain.waveform_BS
+    augmented = Batch(torch.zeros(2, 8), 0, index, index, clean_BS=torch.ones(2, 8))
+    assert augmented.speech is augmented.clean_BS
+    assert augmented.to(torch.device("meta")).speech.device.type == "meta"

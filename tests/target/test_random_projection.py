@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -154,3 +156,11 @@ def test_it_builds_on_the_meta_device_and_elsewhere_on_the_default_one() -> None
         target = RandomProjection(WAVE, 512)
     assert {buffer.device.type for buffer in target.buffers()} == {"meta"}
     assert {buffer.device.type for buffer in RandomProjection(WAVE, 512).buffers()} == {"cpu"}
+
+
+def test_classes_are_those_of_the_clean_speech_whatever_the_model_hears() -> None:
+    target, waveform = RandomProjection(WAVE, 512, num_classes=64), sound(2)
+    noisy = waveform + torch.randn(waveform.shape, generator=torch.Generator().manual_seed(0)) * 0.3
+    expected = target(batch_of(waveform), WAVE)
+    assert torch.equal(target(replace(batch_of(noisy), clean_BS=waveform), WAVE), expected)
+    assert not torch.equal(target(batch_of(noisy), WAVE), expected)

@@ -20,6 +20,8 @@ class Batch:
         ids_B: Row of each utterance in the dataset index, int64, shape (B,).
         starts_B: First sample of each crop in its utterance, int64, shape (B,).
         labels_BT: Label ids on the model's clock, integer, shape (B, T), where the target is read from disk.
+        clean_BS: The speech alone, sample for sample in time with ``waveform_BS``, where augmentation added to it or
+            distorted it; None where the waveform is the speech.
     """
 
     waveform_BS: Tensor
@@ -27,27 +29,37 @@ class Batch:
     ids_B: Tensor
     starts_B: Tensor
     labels_BT: Tensor | None = None
+    clean_BS: Tensor | None = None
+
+    @property
+    def speech(self) -> Tensor:
+        """The speech without what augmentation did to it: what targets and teachers hear, shape (B, S)."""
+        return self.waveform_BS if self.clean_BS is None else self.clean_BS
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
         """The same batch on another device."""
         labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=non_blocking)
+        clean = None if self.clean_BS is None else self.clean_BS.to(device, non_blocking=non_blocking)
         return replace(
             self,
             waveform_BS=self.waveform_BS.to(device, non_blocking=non_blocking),
             ids_B=self.ids_B.to(device, non_blocking=non_blocking),
             starts_B=self.starts_B.to(device, non_blocking=non_blocking),
             labels_BT=labels,
+            clean_BS=clean,
         )
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory, for copies that overlap with compute."""
         labels = None if self.labels_BT is None else self.labels_BT.pin_memory()
+        clean = None if self.clean_BS is None else self.clean_BS.pin_memory()
         return replace(
             self,
             waveform_BS=self.waveform_BS.pin_memory(),
             ids_B=self.ids_B.pin_memory(),
             starts_B=self.starts_B.pin_memory(),
             labels_BT=labels,
+            clean_BS=clean,
         )
 
 

@@ -12,7 +12,7 @@ import torch
 def derive_seed(seed: int, *parts: int | str) -> int:
     """A 63-bit seed from a run's seed and any parts: purpose, step, rank, epoch."""
     text = "\x1f".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
 
 
 def generator(seed: int, step: int, rank: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:

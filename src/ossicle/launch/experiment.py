@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ossicle.core.errors import ConfigError
 from ossicle.launch.binding import check_binding
 from ossicle.launch.config import Config
+from ossicle.launch.parts import fit_parts
 from ossicle.launch.preflight import BatchShare, share_batch
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from ossicle.stage.plan import Stages
     from ossicle.system.build import Experiment
 
-PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "optim", "schedule")
+PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "augmentation", "optim", "schedule")
 
 
 def resolved(cfg: "DictConfig") -> dict[str, Any]:
-    """The config as plain containers, every interpolation resolved.
+    """The config as plain containers, every interpolation resolved, every part with numbers that it takes.
 
     Raises:
         ConfigError: A mandatory value is missing; all that are missing are named.
@@ -37,7 +38,16 @@ def resolved(cfg: "DictConfig") -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config does not resolve: {error}", "mend the interpolation that it names") from error
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return fit_parts({str(key): value for key, value in plain.items()}, stated())
+
+
+def stated() -> set[str]:
+    """Keys of the command line's overrides, where Hydra runs a command."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return set()
+    return {item.partition("=")[0].lstrip("+~") for item in HydraConfig.get().overrides.task}
 
 
 def instantiate_part(config: Config, name: str) -> Callable[..., Any]:
@@ -67,6 +77,12 @@ def batch_share(config: Config) -> BatchShare:
     return share_batch(config["batch_s"], data["batch_s"], world_size(config))
 
 
+def labels_stated(data: Config) -> bool:
+    """Whether the config names the labels of its data, of every source where it is a mixture."""
+    sources = data.get("sources")
+    return all(s.get("labels") for s in sources.values()) if sources else data.get("labels") is not None
+
+
 def stages(config: Config) -> "Stages":
     """The chain of runs that the config asks for."""
     from hydra.errors import InstantiationException
@@ -88,6 +104,12 @@ def check(config: Config) -> None:
     check_binding(config)
     batch_share(config)
     for run in stages(config).runs():
+        if run.label_source is not None and "sources" in config["data"] and not labels_stated(config["data"]):
+            raise ConfigError(
+                f"a stage clusters {run.label_source} features, and the data are a mixture: clusters of one source are"
+                " not those of another",
+                "state labels of one clustering for each source (data.sources.NAME.labels), or train on one dataset",
+            )
         build_on_meta(config, run.clusters, run.max_steps)
 
 
@@ -106,7 +128,7 @@ def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | 
     parts = {name: instantiate_part(config, name) for name in PARTS}
     extra = {} if clusters is None else {"num_classes": clusters}
     with torch.device("meta"):
-        connect(
+        model, _ = connect(
             frontend=parts["frontend"],
             mixer=parts["mixer"],
             encoder=parts["encoder"],
@@ -114,6 +136,7 @@ def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | 
             target=partial(parts["target"], **extra),
             objective=parts["objective"],
         )
+    parts["augmentation"](clock=model.clock)
     parts["schedule"](max_steps=config["max_steps"] if max_steps is None else max_steps)
 
 

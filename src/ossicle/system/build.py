@@ -9,6 +9,8 @@ import torch
 from lightning import Callback
 from torch import nn
 
+from ossicle.augmentation.base import Augmentation
+from ossicle.augmentation.identity import Identity
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
 from ossicle.core.seeds import derive_seed
@@ -52,6 +54,7 @@ class Experiment:
         schedule: ``schedule(max_steps=)`` makes a Schedule.
         data: The data module, a LightningDataModule that is a PlannedData besides.
         max_steps: Optimiser steps.
+        augmentation: ``augmentation(clock=)`` makes an Augmentation; nothing is changed by default.
         accumulate: Micro-batches a rank and optimiser step.
         clip_norm: Largest norm of the gradient, or None.
         precision: ``auto`` (bf16 on a GPU that has it, float32 elsewhere), ``32-true`` or ``bf16-mixed``.
@@ -77,6 +80,7 @@ class Experiment:
     schedule: Callable[..., Schedule]
     data: PlannedData
     max_steps: int
+    augmentation: Callable[..., Augmentation] = Identity
     accumulate: int = 1
     clip_norm: float | None = None
     precision: str = "auto"
@@ -121,7 +125,9 @@ def connect(
     """Build parts and put them together: each factory gets what the parts before it decide."""
     backbone = model(frontend=frontend(), encoder=encoder(mixer=mixer))
     goal = target(clock=backbone.clock, feature_dim=backbone.feature_dim)
-    return backbone, objective(target=goal, dim=backbone.dim, feature_dim=backbone.feature_dim)
+    loss = objective(target=goal, dim=backbone.dim, feature_dim=backbone.feature_dim)
+    loss.adopt(backbone)
+    return backbone, loss
 
 
 def build_parts(experiment: Experiment) -> tuple[SpeechEncoder, Objective]:
@@ -143,6 +149,7 @@ def build(experiment: Experiment) -> Pretraining:
     model, objective = build_parts(experiment)
     if experiment.init_from is not None:
         load_encoder(model, Path(experiment.init_from))
+        objective.adopt(model)
     return Pretraining(
         model,
         objective,
@@ -151,5 +158,6 @@ def build(experiment: Experiment) -> Pretraining:
         seed=experiment.seed,
         clip_norm=experiment.clip_norm,
         log_every=experiment.log_every,
+        augmentation=experiment.augmentation(clock=model.clock),
         compile_backend="inductor" if experiment.compile else None,
     )

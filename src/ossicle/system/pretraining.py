@@ -1,6 +1,6 @@
 """The system that pretrains: a thin LightningModule around a model and an objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from typing_extensions import override
 
+from ossicle.augmentation.base import Augmentation
+from ossicle.augmentation.identity import Identity
 from ossicle.core.batch import Batch
 from ossicle.core.errors import ConfigError
 from ossicle.core.metrics import Mean, Metric, flatten, unflatten
@@ -42,6 +44,7 @@ class Pretraining(LightningModule):
         seed: The run's seed.
         clip_norm: Largest norm of the gradient, or None.
         log_every: Optimiser steps between readings of the metrics.
+        augmentation: What is done to a batch before the objective sees it; None for nothing.
         compile_backend: Backend of torch.compile for the encoder's blocks, or None to leave them as they are.
 
     Attributes:
@@ -59,6 +62,7 @@ class Pretraining(LightningModule):
         seed: int,
         clip_norm: float | None = None,
         log_every: int = 100,
+        augmentation: Augmentation | None = None,
         compile_backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -69,6 +73,7 @@ class Pretraining(LightningModule):
         self.seed = seed
         self.clip_norm = clip_norm
         self.log_every = log_every
+        self.augmentation = Identity(model.clock) if augmentation is None else augmentation
         self.throughput = Throughput()
         self.past_audio_s = 0.0
         self.last_loss: float | None = None
@@ -102,6 +107,7 @@ class Pretraining(LightningModule):
 
     @override
     def on_train_start(self) -> None:
+        self.augmentation.load(self.device)
         self.throughput.start()
 
     @override
@@ -116,6 +122,7 @@ class Pretraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout and layerdrop draw from the default generators; what they draw depends on the batch alone.
         torch.manual_seed(derive_seed(self.seed, "dropout", batch.position))
+        batch = self.augmentation(batch, seed=self.seed)
         output = self.objective(self.model, batch, seed=self.seed, step=self.global_step)
         count = output.count.detach().float()
         self._count = count.clone() if self._count is None else self._count + count
@@ -139,6 +146,8 @@ class Pretraining(LightningModule):
         for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with torch.no_grad():
+            self.objective.after_step(self.model, seed=self.seed, step=step + 1)
         if (step + 1) % self.log_every == 0 or step + 1 == self.loop.max_steps:
             self._publish(step + 1, float(optimizer.param_groups[0]["lr"]))
 
@@ -199,11 +208,13 @@ class Pretraining(LightningModule):
             "meter/audio_hours": (self.past_audio_s + session_audio_s) / 3600,
         }
         self.last_loss = values.get("objective/loss")
+        watchers = [callback for callback in vars(trainer)["callbacks"] if isinstance(callback, Watcher)]
+        for watcher in watchers:
+            values |= watcher.measure(trainer, self)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-        for callback in vars(trainer)["callbacks"]:
-            if isinstance(callback, Watcher):
-                callback.on_metrics(trainer, self, values, step)
+        for watcher in watchers:
+            watcher.on_metrics(trainer, self, values, step)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
@@ -216,6 +227,7 @@ class Pretraining(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         self.past_audio_s = float(cast("float", checkpoint["audio_s"]))
+        begin_at_a_step(checkpoint, self.loop.accumulate_grad_batches)
 
 
 class Touch(torch.autograd.Function):
@@ -236,6 +248,22 @@ class Touch(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The loss's gradient, and for the parameters none: their hooks run all the same."""
         return (grads[0], *(None for _ in ctx.needs_input_grad[1:]))  # ty: ignore[missing-attribute]
+
+
+def begin_at_a_step(checkpoint: Mapping[str, object], accumulate: int) -> None:
+    """Let a resumed run begin with a whole step, also where ranks, and so micro-batches a step, are others than before.
+
+    Checkpoints are made between steps. But Lightning steps when the micro-batches that it has counted divide by
+    ``accumulate``, so a count of 6 that were three steps of two would make the next one of four a half.
+
+    Args:
+        checkpoint: The loaded checkpoint, whose counts are changed.
+        accumulate: Micro-batches of a step and rank from now on.
+    """
+    loops = cast("dict[str, dict[str, dict[str, dict[str, int]]]]", checkpoint["loops"])
+    counts = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    shift = cast("int", checkpoint["global_step"]) * accumulate - counts["ready"]
+    counts |= {name: count + shift for name, count in counts.items()}
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:

@@ -20,8 +20,9 @@ from ossicle.target.base import DiscreteTarget
 class RandomProjection(DiscreteTarget):
     """The nearest of many random unit vectors to a random projection of normalised log-mel frames (section 3.1).
 
-    The target reads the waveform itself, whatever the frontend: log-mel frames, each band normalised over the crop,
-    stacked to the model's frame rate and centred on the model's frames (beyond the ends of the crop lies silence).
+    The target reads the speech itself, whatever the frontend, and without what augmentation did to it: log-mel frames,
+    each band normalised over the crop, stacked to the model's frame rate and centred on the model's frames (beyond the
+    ends of the crop lies silence).
     Projection and codebook follow from ``seed`` alone, so all ranks hold the same, and are saved as buffers.
 
     Args:
@@ -97,7 +98,7 @@ class RandomProjection(DiscreteTarget):
                 f"the target was built for {self.clock} and is asked for {clock}", "build it for this model"
             )
         with torch.autocast(batch.waveform_BS.device.type, enabled=False):
-            frames_BTC = self.frames(batch.waveform_BS.float())
+            frames_BTC = self.frames(batch.speech.float())
             return nearest_code(frames_BTC, self.projection_CK, self.codebook_VK)
 
 
