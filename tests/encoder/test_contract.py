@@ -21,7 +21,16 @@ SMALL: dict[str, Any] = {
     "dropout": 0.0, "activation_dropout": 0.0, "layer_drop": 0.0,
 }  # fmt: skip
 """What is set for every encoder that takes it."""
-SMALLER: dict[str, dict[str, Any]] = {}
+SMALLER: dict[str, dict[str, Any]] = {
+    "progressive": {
+        "input_dim": 20,
+        "stages": [
+            {"convolutions": [[12, 5, 2], [16, 1, 1]], "num_layers": 1, "ffn_dim": 24},
+            {"convolutions": [[24, 3, 2]], "num_layers": 2, "ffn_dim": 32},
+        ],
+    },
+    "hierarchical": {"layers_by_group": [1, 1, 1, 1, 1], "factors": [2, 3]},
+}
 """What is set beside it for encoders that are described otherwise, by name."""
 NAMES = groups()["encoder"]
 CLOCK = FrameClock().then(400, 320)
@@ -96,6 +105,7 @@ def test_it_builds_and_runs_on_the_meta_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_blocks_compile_in_place_without_a_break_and_once_a_shape(name: str) -> None:
+    torch._dynamo.reset()
     built = encoder(name).eval()
     plain = encoder(name).eval()
     assert isinstance(built.blocks, torch.nn.ModuleList)

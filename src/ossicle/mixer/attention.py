@@ -18,7 +18,8 @@ class Attention(Mixer):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); must divide the width. None counts them by ``head_dim``.
+        head_dim: Width of a head (K), for stacks whose width grows; None where ``num_heads`` says it.
         dropout: Dropout of attention weights while training.
         backend: Kernel: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
 
@@ -26,8 +27,17 @@ class Attention(Mixer):
         ConfigError: If the heads do not divide the width, or the backend is not to be had.
     """
 
-    def __init__(self, dim: int, num_heads: int = 12, dropout: float = 0.1, backend: str = AUTO) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        backend: str = AUTO,
+        head_dim: int | None = None,
+    ) -> None:
         super().__init__()
+        if num_heads is None or head_dim is not None:
+            num_heads = heads_of(dim, num_heads, head_dim)
         if num_heads < 1 or dim % num_heads:
             heads = [count for count in range(1, dim + 1) if dim % count == 0]
             nearest = min(heads, key=lambda count: abs(count - num_heads))
@@ -63,3 +73,17 @@ class Attention(Mixer):
         dropout = self.dropout if self.training else 0.0
         mixed_PHK = attend_packed(q_PHK, k_PHK, v_PHK, cu_seqlens, max_frames, dropout=dropout, backend=self.backend)
         return self.out(mixed_PHK.flatten(1))
+
+
+def heads_of(dim: int, num_heads: int | None, head_dim: int | None) -> int:
+    """Heads of a width by the width of one.
+
+    Raises:
+        ConfigError: Both are stated, or neither, or the head's width does not divide the model's.
+    """
+    if (num_heads is None) == (head_dim is None):
+        raise ConfigError("mixer.num_heads and mixer.head_dim say the same twice, or nothing", "state one of them")
+    assert head_dim is not None
+    if head_dim < 1 or dim % head_dim:
+        raise ConfigError(f"mixer.head_dim={head_dim} does not divide the width {dim}", "give a divisor, such as 64")
+    return dim // head_dim
