@@ -1,12 +1,16 @@
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.lengths import librispeech_lengths
+from benchmarks.shapes import alternatives
 from ossicle.core.errors import ConfigError
-from ossicle.data.buckets import Shapes, choose_shapes, optimal_starts
+from ossicle.data.buckets import Pieces, Shapes, choose_shapes, length_histogram, optimal_starts, shapes_of
 
 
 def excess(values: np.ndarray, counts: np.ndarray, starts: tuple[int, ...]) -> int:
@@ -87,3 +91,64 @@ def test_impossible_numbers_are_refused_by_name(wrong: dict[str, float]) -> None
     arguments = {"max_crop_s": 4.0, "min_crop_s": 1.0, "num_shapes": 2, "batch_s": 8.0, **wrong}
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         choose_shapes(np.array([32_000]), **arguments)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 400_000), min_size=1, max_size=50), st.sampled_from((0.0, 0.1, 0.5, 1.0)))
+def test_pieces_share_an_utterance_without_a_gap_and_cut_away_no_more_than_is_allowed(
+    samples: list[int], max_cut: float
+) -> None:
+    rule = Pieces(max_samples=64_000, min_samples=32_000, max_cut=max_cut)
+    samples_N = np.array(samples)
+    count_N = rule.count(samples_N)
+    for number, (length, count) in enumerate(zip(samples, count_N.tolist(), strict=True)):
+        first, end = rule.spans(np.full(count, samples[number]), np.arange(count))
+        assert (first[0], end[-1]) == (0, length)
+        assert first[1:].tolist() == end[:-1].tolist()
+        assert count == 1 or min(end - first) >= 32_000
+        assert count * 64_000 >= (1 - max_cut) * length or count == length // 32_000
+        assert count == 1 or (count - 1) * 64_000 < (1 - max_cut) * length
+        assert max_cut < 1 or count == 1
+
+
+def test_long_recordings_are_heard_whole_in_pieces_and_for_the_most_part_unheard_without() -> None:
+    samples_N = np.linspace(5 * 16_000, 60 * 16_000, 5_000).astype(np.int64)
+    arguments = {"max_crop_s": 15.6, "min_crop_s": 2.0, "num_shapes": 18, "batch_s": 87.5}
+    assert choose_shapes(samples_N, **arguments).unused_fraction(samples_N) > 0.5
+    shapes = choose_shapes(samples_N, **arguments, max_cut=0.1)
+    assert shapes.unused_fraction(samples_N) < 0.03
+    crops = np.asarray(shapes.lengths)[shapes.assign(samples_N)]
+    assert (crops * shapes.num_pieces(samples_N) <= samples_N).all()
+
+
+@pytest.mark.parametrize("num_shapes", [4, 8, 18])
+def test_optimal_shapes_leave_less_unheard_of_librispeech_than_even_ones_and_quantiles(num_shapes: int) -> None:
+    samples_N = librispeech_lengths(20_000)
+    ways = alternatives(samples_N, num_shapes, 15.6, 0.1)
+    unheard = {how: shapes.unused_fraction(samples_N) for how, shapes in ways.items()}
+    assert unheard["optimal"] < 0.9 * min(unheard["even"], unheard["quantiles"])
+
+
+def test_less_than_three_percent_of_librispeech_is_unheard_with_the_configs_numbers() -> None:
+    config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "data" / "shards.yaml").read_text())
+    keys = ("max_crop_s", "min_crop_s", "num_shapes", "batch_s", "max_cut")
+    samples_N = librispeech_lengths()
+    shapes = choose_shapes(samples_N, **{key: config[key] for key in keys})
+    assert samples_N.mean() == pytest.approx(960.9 * 3600 / 281_241 * 16_000, rel=0.005)  # the model is of its size
+    assert shapes.unused_fraction(samples_N) < 0.03
+    assert shapes.unused_fraction(samples_N, int(15.6 * 16_000)) < 0.03
+
+
+def test_a_weighted_histogram_gives_the_shapes_of_repeated_utterances() -> None:
+    rng = np.random.default_rng(0)
+    once, thrice = rng.integers(32_000, 200_000, 300), rng.integers(32_000, 90_000, 300)
+    rule = Pieces(249_600, 32_000, 0.1)
+    heard = length_histogram(once, rule)[0] + 3.0 * length_histogram(thrice, rule)[0]
+    repeated = np.concatenate([once, thrice, thrice, thrice])
+    expected = choose_shapes(repeated, max_crop_s=15.6, min_crop_s=2, num_shapes=5, batch_s=30, max_cut=0.1)
+    assert shapes_of(heard, rule, num_shapes=5, batch_s=30) == expected
+
+
+def test_an_impossible_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_cut"):
+        choose_shapes(np.array([32_000]), max_crop_s=4, min_crop_s=1, num_shapes=2, batch_s=8, max_cut=1.5)

@@ -173,4 +173,8 @@ def test_what_does_not_fit_the_model_is_refused(ramps: Path) -> None:
 def test_what_an_epoch_leaves_unheard_is_known(ramps: Path) -> None:
     data = module_of(ramps, min_crop_s=0.5)
     assert data.num_excluded == int((data.index.rows["samples"] < 8_000).sum()) > 0
-    assert 0 < data.unused_fraction < 0.3
+    samples = data.index.rows["samples"].astype(int)
+    heard = sum(max((length for length in data.shapes.lengths if length <= n), default=0) for n in samples.tolist())
+    assert data.unused_fraction == pytest.approx(1 - heard / samples.sum())
+    whole = module_of(ramps, min_crop_s=0.3, max_cut=0.0, num_shapes=8)
+    assert whole.unused_fraction < 0.15 < module_of(ramps, min_crop_s=0.3, num_shapes=8).unused_fraction

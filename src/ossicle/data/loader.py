@@ -1,16 +1,19 @@
 """Planned batches through torch's DataLoader: the main process plans, workers read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from ossicle.core.batch import Batch
-from ossicle.core.errors import ConfigError, OssicleError
+from ossicle.core.errors import ConfigError, DataError, OssicleError
 from ossicle.core.world import World
-from ossicle.data.plan import BatchSpec, Plan
+from ossicle.data.plan import BatchSpec, PlannedSequence
 from ossicle.data.reader import BatchReader
+
+_LOST = "DataLoader worker"  # how torch begins to say that a worker is gone
 
 
 class PlannedSampler(Sampler[BatchSpec]):
@@ -22,7 +25,7 @@ class PlannedSampler(Sampler[BatchSpec]):
         world: This process's place.
     """
 
-    def __init__(self, plan: Plan, start_position: int, world: World) -> None:
+    def __init__(self, plan: PlannedSequence, start_position: int, world: World) -> None:
         self.plan = plan
         self.start_position = start_position
         self.world = world
@@ -61,24 +64,60 @@ class PlannedBatches(Dataset[Batch | OssicleError]):
 
 
 class PlannedLoader(DataLoader[Batch | OssicleError]):
-    """A DataLoader that raises the errors that workers met, as they were."""
+    """A DataLoader that raises the errors that workers met, as they were.
+
+    Attributes:
+        given: Is shown each batch as it leaves the loader, still on the host.
+    """
+
+    given: Callable[[Batch], None] | None = None
 
     @override
     def __iter__(self) -> Iterator[Batch]:  # ty: ignore[incompatible-method-override]  a generator is all that is used
-        for item in super().__iter__():
+        items = super().__iter__()
+        while True:
+            with told_of_lost_workers():
+                try:
+                    item = next(items, None)
+                except (ConnectionError, EOFError) as error:  # a batch is handed over by a process that is gone
+                    raise RuntimeError(f"{_LOST} is gone: {error}") from error
+            if item is None:
+                return
             if isinstance(item, OssicleError):
                 raise item
+            if self.given is not None:
+                self.given(item)
             yield item
 
 
+@contextmanager
+def told_of_lost_workers() -> Generator[None]:
+    """Say what a lost reading process means. torch raises its error wherever the main process is at that moment.
+
+    Raises:
+        DataError: A worker was killed or crashed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(_LOST):
+            raise
+        raise DataError(
+            f"a reading process was lost: {str(error).splitlines()[0]}",
+            "start the same command again: it goes on from the last checkpoint and misses nothing. Where the system had"
+            " no memory left (dmesg tells), lower data.workers; where /dev/shm is full, enlarge it",
+        ) from error
+
+
 def planned_loader(
-    plan: Plan,
+    plan: PlannedSequence,
     reader: BatchReader,
     *,
     start_position: int = 0,
     world: World | None = None,
     workers: int = 0,
     pin_memory: bool = False,
+    given: Callable[[Batch], None] | None = None,
 ) -> PlannedLoader:
     """An endless loader of one rank's batches; batches are the same with any number of workers.
 
@@ -89,8 +128,9 @@ def planned_loader(
         world: This process's place, or None where it is alone.
         workers: Processes that read ahead; 0 reads in this one.
         pin_memory: Whether batches go to page-locked memory, for copies to a GPU.
+        given: Is shown each batch as it leaves the loader, or None.
     """
-    return PlannedLoader(
+    loader = PlannedLoader(
         PlannedBatches(reader),
         sampler=PlannedSampler(plan, start_position, world or World()),
         batch_size=None,
@@ -98,3 +138,5 @@ def planned_loader(
         pin_memory=pin_memory and torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )
+    loader.given = given
+    return loader

@@ -11,7 +11,7 @@ from ossicle.core.files import atomic_write
 from ossicle.core.world import World
 from ossicle.launch import runs
 from ossicle.launch.config import Config
-from ossicle.launch.experiment import batch_share, check, resolved, stages, use_threads
+from ossicle.launch.experiment import batch_share, check, labels_stated, resolved, stages, use_threads
 from ossicle.launch.ranks import needs_ranks, run_ranks
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ LABEL_WAIT_S = 6 * 3600.0
 
 def task(cfg: "DictConfig") -> float | None:
     """Run, or resume, what the config describes. Returns the last loss, which sweepers minimise."""
+    from ossicle.launch.labels import check_labels
+
     config = resolved(cfg)
     check(config)
+    check_labels(config)
     return pretrain(config, runs.run_dir(config))
 
 
@@ -106,7 +109,7 @@ def train_one(config: Config, run: "Run", place: Path, before: Path | None, *, f
         target = changed["target"]
         changed["target"] = {**target, "num_classes": run.clusters}
     data = changed["data"]
-    if run.label_source is not None and data.get("labels") is None:
+    if run.label_source is not None and not labels_stated(data):
         labels = labels_for(config, run, before, first=first)
         changed["data"] = {**data, "labels": str(labels)}
     return train(changed, place)
@@ -118,24 +121,24 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
     Raises:
         DataError: The labels did not appear in time.
     """
-    from ossicle.launch.labels import LabelRequest, clock_of, make, place_of
+    from ossicle.launch.labels import LabelRequest, clock_of, device_of, make, place_of
 
     data = config["data"]
     assert run.clusters is not None
     assert run.label_source is not None
     request = LabelRequest(
-        shards=Path(data["shards"]),
+        shards=data["shards"],
         split=data["split"],
-        source=run.label_source,
+        source="mfcc" if run.label_source == "mfcc" else "checkpoint",
         clusters=run.clusters,
         seed=config["seed"],
         run=before,
         layer=run.layer,
         sample_frames=config["label_frames"],
-        clock=clock_of(config) if run.label_source == "mfcc" else None,
+        clock=clock_of(config),
     )
     if first:
-        return make(request)
+        return make(request, device_of(config["cluster"]["accelerator"]))
     if before is not None:
         wait_for(before / runs.ENCODER_FILE)
     card = place_of(request) / "card.json"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BASELINES = ("logmel", "mfcc", "untrained")
-TASKS = ("phone", "language", "speaker", "ctc", "ctc_recurrent")
+TASKS = ("phone", "language", "speaker", "ctc", "ctc_recurrent", "abx", "abx_across")
 
 
 def task(cfg: "DictConfig") -> None:
@@ -47,6 +47,8 @@ def probe(config: Config) -> "ProbeReport":
 
     directory = runs.find_run(Path(config["run"]))
     trained_on = config_of(directory)["data"]
+    if not (config["shards"] or "shards" in trained_on):
+        raise ConfigError(f"{directory} was trained on a mixture", "name the dataset to be probed: shards=DIR")
     shards = Path(str(config["shards"] or trained_on["shards"]))
     output = Path(str(config["output"] or directory))
     use_threads({"threads": config["threads"]})
@@ -107,6 +109,7 @@ def featurizers(directory: Path, baselines: Sequence[str], device: str) -> "list
 
 def tasks(wanted: Sequence[str]) -> "list[ProbeTask]":
     """The tasks that are asked for."""
+    from ossicle.probe.abx import AbxAcross, AbxWithin
     from ossicle.probe.recognition import PhoneCTC, PhoneRecurrentCTC
     from ossicle.probe.tasks import FramePhones
     from ossicle.probe.utterance_tasks import Language, Speaker
@@ -118,6 +121,8 @@ def tasks(wanted: Sequence[str]) -> "list[ProbeTask]":
         "speaker": Speaker,
         "ctc": lambda: PhoneCTC(Phonemiser()),
         "ctc_recurrent": lambda: PhoneRecurrentCTC(Phonemiser()),
+        "abx": AbxWithin,
+        "abx_across": AbxAcross,
     }
     return [makers[name]() for name in wanted]
 

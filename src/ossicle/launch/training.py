@@ -45,6 +45,7 @@ def train(config: Config, place: Path) -> float | None:
     """
     from lightning import LightningDataModule
 
+    from ossicle.data.loader import told_of_lost_workers
     from ossicle.launch.loggers import loggers
     from ossicle.system.build import build
     from ossicle.system.trainer import make_trainer
@@ -58,7 +59,8 @@ def train(config: Config, place: Path) -> float | None:
         log.info("resuming %s at step %d of %d", place, step, parts.max_steps)
     trainer = make_trainer(parts, run_dir=place, config=dict(config), loggers=loggers(config, place, step))
     assert isinstance(parts.data, LightningDataModule)
-    trainer.fit(system, datamodule=parts.data, ckpt_path=str(last) if step else None)
+    with told_of_lost_workers():
+        trainer.fit(system, datamodule=parts.data, ckpt_path=str(last) if step else None)
     if trainer.global_step < parts.max_steps:
         raise InterruptedRunError(
             f"{place} was stopped by a signal at step {trainer.global_step} of {parts.max_steps}, which is saved",
