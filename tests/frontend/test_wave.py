@@ -2,12 +2,16 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.nn import functional
+from transformers import SEWConfig
+from transformers.models.sew.modeling_sew import SEWFeatureEncoder
 
 from ossicle.core.errors import DataError
-from ossicle.frontend.wave import ConvolutionalFrontend, Wave, WaveLayerNorm
+from ossicle.frontend.wave import ConvolutionalFrontend, Wave, WaveLayerNorm, WaveReLU
+from ossicle.launch.parts import option
 
 THIN = ((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2)
-KINDS = pytest.mark.parametrize("kind", [Wave, WaveLayerNorm])
+KINDS = pytest.mark.parametrize("kind", [Wave, WaveLayerNorm, WaveReLU])
 
 
 def build(kind: type[ConvolutionalFrontend], **arguments: object) -> ConvolutionalFrontend:
@@ -70,3 +74,34 @@ def test_bf16_stays_finite_on_silence_and_on_noise(kind: type[ConvolutionalFront
 def test_a_waveform_shorter_than_a_frame_is_refused() -> None:
     with pytest.raises(DataError, match="399 samples"):
         build(Wave)(torch.randn(1, 399))
+
+
+def test_the_compact_stack_equals_the_feature_encoder_of_transformers_sew() -> None:
+    node = option("wave_compact", "frontend")
+    thin = [[channels // 16, kernel, stride] for channels, kernel, stride in node["convolutions"]]
+    ours = Wave(thin).eval()
+    config = SEWConfig(conv_dim=[c for c, _, _ in thin])
+    assert [k for _, k, _ in thin] == list(config.conv_kernel)
+    assert [s for _, _, s in thin] == list(config.conv_stride)
+    assert [c for c, _, _ in node["convolutions"]] == list(SEWConfig().conv_dim)
+    theirs = SEWFeatureEncoder(config).eval()
+    names = {
+        key: "conv_" + key.replace("norm.", "layer_norm.") if ".norm." in key else "conv_" + key
+        for key in ours.state_dict()
+    }
+    theirs.load_state_dict({names[key]: value for key, value in ours.state_dict().items()})
+    waveform_BS = torch.randn(2, 4_000)
+    expected = theirs(waveform_BS).transpose(1, 2)
+    torch.testing.assert_close(ours(waveform_BS).features_BTC, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_cpcs_stack_gives_100_frames_a_second_by_norm_and_relu() -> None:
+    node = option("wave_cpc", "frontend")
+    frontend = WaveReLU([[6, kernel, stride] for _, kernel, stride in node["convolutions"]], gradient_scale=1.0).eval()
+    assert frontend.clock.frames_per_s == 100
+    x_BCT = waveform_BCT = torch.randn(2, 1, 2_000)
+    for layer, (_, _, stride) in zip(frontend.layers, node["convolutions"], strict=True):
+        x_BCT = functional.conv1d(x_BCT, layer.conv.weight, layer.conv.bias, stride)
+        x_BCT = functional.relu(functional.layer_norm(x_BCT.transpose(1, 2), (6,))).transpose(1, 2)
+    features_BTC = frontend(waveform_BCT[:, 0]).features_BTC
+    torch.testing.assert_close(features_BTC, x_BCT.transpose(1, 2), atol=1e-5, rtol=1e-4)

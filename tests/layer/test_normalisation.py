@@ -33,4 +33,6 @@ def test_utterance_norm_without_padding_equals_that_with_all_frames_real() -> No
 
 
 def test_utterance_norm_of_one_frame_is_zero_rather_than_an_error() -> None:
-    assert UtteranceNorm()(torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)).abs().max() < 1e-3
+    norm, x_BTC = UtteranceNorm(), torch.randn(2, 1, 4)
+    assert norm(x_BTC, torch.ones(2, 1, dtype=torch.bool)).abs().max() < 1e-3
+    assert norm(x_BTC).abs().max() < 1e-3

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
-from torch.nn import functional
 from typing_extensions import override
 
 from ossicle.core.batch import EncoderOutput
@@ -16,6 +15,7 @@ from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import PostNormBlock, PreNormBlock
 from ossicle.encoder.stack import check_layer_drop, run_blocks
 from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.layer.shortening import Shortening, shortened_clock
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
 
@@ -38,37 +38,6 @@ class Stage:
     def dim(self) -> int:
         """Width of the blocks."""
         return self.convolutions[-1][0]
-
-
-class Shortening(nn.Module):
-    """Convolutions with padding on both sides, then layer norm and ReLU.
-
-    Args:
-        in_dim: Width that comes in.
-        convolutions: Channels, kernel and stride of each.
-    """
-
-    def __init__(self, in_dim: int, convolutions: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        layers = []
-        for channels, kernel, stride in convolutions:
-            if kernel % 2 == 0:
-                raise ConfigError(f"encoder.stages: a kernel of {kernel} has no centre", "give odd kernels")
-            layers.append(nn.Conv1d(in_dim, channels, kernel, stride, padding=kernel // 2))
-            in_dim = channels
-        self.convolutions = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(in_dim)
-        self.strides = [int(stride) for _, _, stride in convolutions]
-
-    @override
-    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Frames at the lower rate, and which of them are real: those whose centre is."""
-        for convolution, stride in zip(self.convolutions, self.strides, strict=True):
-            if valid_BT is not None:
-                x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
-                valid_BT = valid_BT[:, ::stride]
-            x_BTD = convolution(x_BTD.transpose(1, 2)).transpose(1, 2)
-        return functional.relu(self.norm(x_BTD)), valid_BT
 
 
 @final
@@ -142,8 +111,7 @@ class Progressive(Encoder):
     @override
     def clock(self, features: FrameClock) -> FrameClock:
         for stage in self.stages:
-            for _, kernel, stride in stage.convolutions:
-                features = features.then(kernel, stride, kernel // 2, kernel // 2)
+            features = shortened_clock(features, stage.convolutions)
         return features
 
     @override

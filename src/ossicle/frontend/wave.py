@@ -94,3 +94,19 @@ class WaveLayerNorm(ConvolutionalFrontend):
         self, index: int, in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool
     ) -> WaveConvolution:
         return ConvolutionBlock(in_channels, out_channels, kernel, stride, norm=nn.LayerNorm(out_channels), bias=bias)
+
+
+@final
+class WaveReLU(ConvolutionalFrontend):
+    """CPC and wav2vec: every convolution is followed by a norm over channels and a ReLU (arXiv 1807.03748, 1904.05862).
+
+    The norm of each frame alone is that of CPC's public code. wav2vec normalises over time as well, and so lets a frame
+    hear what comes after it, which is what the model is trained to foresee.
+    """
+
+    @override
+    def make_layer(
+        self, index: int, in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool
+    ) -> WaveConvolution:
+        norm, relu = nn.LayerNorm(out_channels), nn.ReLU()
+        return ConvolutionBlock(in_channels, out_channels, kernel, stride, norm=norm, bias=bias, activation=relu)

@@ -40,7 +40,7 @@ class WaveConvolution(nn.Module, ABC):
 
 @final
 class ConvolutionBlock(WaveConvolution):
-    """Strided convolution, norm of each frame, GELU.
+    """Strided convolution, norm of each frame, activation.
 
     Args:
         in_channels: Channels that come in.
@@ -49,13 +49,23 @@ class ConvolutionBlock(WaveConvolution):
         stride: Frames between convolutions, at most the kernel.
         norm: Norm over the last axis.
         bias: Whether the convolution has a bias.
+        activation: What follows the norm; None for GELU.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, *, norm: nn.Module, bias: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        *,
+        norm: nn.Module,
+        bias: bool,
+        activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.conv = wave_convolution(in_channels, out_channels, kernel, stride, bias=bias)
+        self.activation = nn.GELU() if activation is None else activation
         self.norm = norm
         self.stride = stride
 
@@ -66,7 +76,7 @@ class ConvolutionBlock(WaveConvolution):
         out_BTC = strided_convolution(x_BTC, self.conv.weight, self.stride)
         if self.conv.bias is not None:
             out_BTC = out_BTC + self.conv.bias.to(out_BTC.dtype)
-        return functional.gelu(self.norm(out_BTC))
+        return self.activation(self.norm(out_BTC))
 
 
 @final

@@ -45,6 +45,8 @@ class UtteranceNorm(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """Normalise frames."""
         x_BCT = features_BTC.transpose(1, 2)
+        if features_BTC.shape[1] == 1:
+            return torch.zeros_like(features_BTC)  # torch refuses the one frame, which is its own mean
         if valid_BT is None:
             return functional.instance_norm(x_BCT, eps=self.epsilon).transpose(1, 2)
         mean_BC1, variance_BC1 = moments(x_BCT, valid_BT)

@@ -1,0 +1,66 @@
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from ossicle.core.errors import ConfigError
+from ossicle.frontend.logmel import LogMel
+from ossicle.frontend.logmel_conv import LogMelConv
+
+TWICE_HALF = ((12, 5, 2), (16, 3, 2))
+
+
+def build(convolutions: tuple[tuple[int, int, int], ...] = TWICE_HALF) -> LogMelConv:
+    torch.manual_seed(0)
+    return LogMelConv(convolutions, num_mels=20).eval()
+
+
+@hypothesis.given(samples=st.integers(400, 6_000))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_the_clock_counts_the_frames_that_come_out(samples: int) -> None:
+    frontend = build()
+    assert frontend(torch.randn(1, samples)).features_BTC.shape == (1, frontend.clock.num_frames(samples), 16)
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "rate"),
+    [(((8, 5, 2), (8, 5, 1)), 50), (TWICE_HALF, 25), (((8, 5, 2), (8, 5, 2), (8, 5, 2)), 12.5)],
+)
+def test_its_rate_is_that_of_the_strides(convolutions: tuple[tuple[int, int, int], ...], rate: float) -> None:
+    assert build(convolutions).clock.frames_per_s == rate
+
+
+def test_frame_0_is_centred_on_the_first_mel_frame() -> None:
+    frontend = build()
+    assert frontend.clock.centre_samples(0) == LogMel(num_mels=20, stack=1).clock.centre_samples(0)
+
+
+def test_it_equals_torchs_convolutions_over_log_mel_frames() -> None:
+    frontend = build()
+    waveform_BS = torch.randn(2, 4_000)
+    expected = LogMel(num_mels=20, stack=1).eval()(waveform_BS).features_BTC.transpose(1, 2)
+    for layer, (_, kernel, stride) in zip(frontend.shorten.convolutions, TWICE_HALF, strict=True):
+        expected = functional.conv1d(expected, layer.weight, layer.bias, stride, kernel // 2)
+    expected = functional.relu(functional.layer_norm(expected.transpose(1, 2), (16,)))
+    torch.testing.assert_close(frontend(waveform_BS).features_BTC, expected)
+
+
+@hypothesis.given(lengths=st.lists(st.integers(400, 3_000), min_size=2, max_size=4))
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_a_padded_row_equals_the_row_alone(lengths: list[int]) -> None:
+    frontend = build()
+    waveform_BS = torch.zeros(len(lengths), max(lengths))
+    for row, length in enumerate(lengths):
+        waveform_BS[row, :length] = torch.randn(length)
+    frames = frontend(waveform_BS, torch.tensor(lengths))
+    assert frames.valid_BT is not None
+    for row, length in enumerate(lengths):
+        alone = frontend(waveform_BS[row : row + 1, :length]).features_BTC[0]
+        assert frames.valid_BT[row].sum() == len(alone)
+        torch.testing.assert_close(frames.features_BTC[row, : len(alone)], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_an_even_kernel_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kernel of 4"):
+        build(((8, 4, 2),))
