@@ -29,6 +29,7 @@ SMALLER: dict[str, dict[str, Any]] = {
             {"convolutions": [[24, 3, 2]], "num_layers": 2, "ffn_dim": 32},
         ],
     },
+    "elastic": {"dims": [24], "heads": [2], "ffn_ratios": [2.0], "depths": [3]},
     "hierarchical": {"layers_by_group": [1, 1, 1, 1, 1], "factors": [2, 3]},
 }
 """What is set beside it for encoders that are described otherwise, by name."""
