@@ -1,15 +1,18 @@
 """The index of a prepared dataset: where every utterance lies in the shards, readable in any order."""
 
+import json
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ossicle.core.errors import DataError
-from ossicle.core.files import read_json
+from ossicle.data.cache import ShardCache
+from ossicle.data.store import Storage, is_remote, local_path
 from ossicle.data.utterance import Utterance
 
 _COLUMNS = [
@@ -35,7 +38,7 @@ class DatasetIndex:
     """One split of a prepared dataset. Made by :meth:`load`; pickles as its path.
 
     Attributes:
-        path: The dataset's directory.
+        path: The dataset's directory; of a remote one, where its copies lie.
         split: The split's name.
         rows: INDEX_DTYPE, shape (num_utterances,), mapped from the disk.
         shard_paths: The tars, in the order of the column ``shard``.
@@ -66,21 +69,33 @@ class DatasetIndex:
         self.rate_hz = rate_hz
         self.content_hash = content_hash
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+        plain = np.asarray(rows)  # the same mapping: a memmap costs microseconds at every access
+        self._shard_N, self._offset_N, self._bytes_N = plain["shard"], plain["audio_offset"], plain["audio_bytes"]
 
     @classmethod
-    def load(cls, path: Path | str, split: str) -> Self:
+    def load(
+        cls, path: Path | str, split: str, cache: ShardCache | None = None, storage: Storage | None = None
+    ) -> "DatasetIndex":
         """Open a split and check that its files are there and of the sizes that were written.
+
+        Args:
+            path: The dataset's directory, or a URL of it: file, http, https, s3, gs, hf or another of fsspec's.
+            split: Name of the split.
+            cache: Where shards behind a URL are kept on this machine; None for 20 GB in its temporary folder.
+            storage: Options of the URL's file system.
 
         Raises:
             DataError: The directory is no prepared dataset, has no such split, or is damaged.
+            MissingExtraError: The URL's client is not installed.
         """
-        path = Path(path)
+        if is_remote(path):
+            # a remote index is this class with other shards below it
+            from ossicle.data.remote import RemoteIndex  # noqa: PLC0415
+
+            return RemoteIndex.connect(str(path), split, cache, storage)
+        path = local_path(path)
         mend = f"ossicle prepare corpus=... output={path}"
-        card = _read_card(path, mend)
-        if split not in card["splits"]:
-            names = ", ".join(card["splits"])
-            raise DataError(f"{path} has no split {split!r}; it has {names}", "name one of these")
-        entry = card["splits"][split]
+        card, entry = read_entry(path, _card_bytes(path, mend), split, mend)
         folder = path / split
         shard_paths = tuple(folder / shard["name"] for shard in entry["shards"])
         for shard_path, shard in zip(shard_paths, entry["shards"], strict=True):
@@ -100,7 +115,7 @@ class DatasetIndex:
             content_hash=entry["content_hash"],
         )
 
-    def __reduce__(self) -> tuple[object, tuple[Path, str]]:
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         """Pickle as the path: a mapped file would travel as a copy of all its rows."""
         return type(self).load, (self.path, self.split)
 
@@ -126,8 +141,15 @@ class DatasetIndex:
 
     def read_audio(self, row: int) -> bytes:
         """The encoded audio of an utterance, by its row."""
-        entry = self.rows[row]
-        return self._read(int(entry["shard"]), int(entry["audio_offset"]), int(entry["audio_bytes"]))
+        return self._read(int(self._shard_N[row]), int(self._offset_N[row]), int(self._bytes_N[row]))
+
+    def audio_bytes(self, row: int) -> int:
+        """Size of the encoded audio of an utterance."""
+        return int(self._bytes_N[row])
+
+    def read_audio_part(self, row: int, first: int, size: int) -> bytes:
+        """Some of the encoded audio of an utterance: ``size`` bytes of it from ``first`` on."""
+        return self._read(int(self._shard_N[row]), int(self._offset_N[row]) + first, size)
 
     def read_meta(self, row: int) -> Utterance:
         """What is known of an utterance, by its row."""
@@ -165,17 +187,49 @@ class DatasetIndex:
         return f"delete {shard} and {self.path / CARD_NAME}, then ossicle prepare corpus=... output={self.path}"
 
 
-def _read_card(path: Path, mend: str) -> dict:
+def read_entry(where: Path | str, text: bytes, split: str, mend: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """A dataset's card, and what it says of a split.
+
+    Args:
+        where: The dataset, for errors.
+        text: The card's bytes.
+        split: Name of the split.
+        mend: How a damaged dataset is mended.
+
+    Raises:
+        DataError: The card is damaged, or has no such split.
+    """
     try:
-        card = read_json(path / CARD_NAME)
+        card = json.loads(text)
         missing = {"splits", "speakers", "languages", "rate_hz"} - set(card)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}/{CARD_NAME} cannot be read: {error}", mend) from error
+    if missing:
+        raise DataError(f"{where}/{CARD_NAME} lacks {', '.join(sorted(missing))}", mend)
+    if split not in card["splits"]:
+        names = ", ".join(card["splits"])
+        raise DataError(f"{where} has no split {split!r}; it has {names}", "name one of these")
+    return card, card["splits"][split]
+
+
+def check_rows(rows: NDArray[np.void], where: Path | str, num_rows: int, mend: str) -> NDArray[np.void]:
+    """The index's rows, if they are what the card promises.
+
+    Raises:
+        DataError: Another type of row, or another number of them.
+    """
+    if rows.dtype != INDEX_DTYPE or rows.shape != (num_rows,):
+        raise DataError(f"{where} is not the index of {num_rows} utterances that was written", mend)
+    return rows
+
+
+def _card_bytes(path: Path, mend: str) -> bytes:
+    try:
+        return (path / CARD_NAME).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path} holds no prepared dataset: there is no {CARD_NAME}", mend) from error
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         raise DataError(f"{path / CARD_NAME} cannot be read: {error}", mend) from error
-    if missing:
-        raise DataError(f"{path / CARD_NAME} lacks {', '.join(sorted(missing))}", mend)
-    return card
 
 
 def _map_rows(path: Path, num_rows: int, mend: str) -> NDArray[np.void]:
@@ -183,6 +237,4 @@ def _map_rows(path: Path, num_rows: int, mend: str) -> NDArray[np.void]:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {error}", mend) from error
-    if rows.dtype != INDEX_DTYPE or rows.shape != (num_rows,):
-        raise DataError(f"{path} is not the index of {num_rows} utterances that was written", mend)
-    return rows
+    return check_rows(rows, path, num_rows, mend)

@@ -7,11 +7,11 @@ when it is called, and its heavy imports stand inside its task.
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from ossicle.core.errors import ConfigError, OssicleError
-from ossicle.launch.config import conf_dir, explain, nearest
+from ossicle.launch.config import conf_dir, explain, nearest, spoken
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,7 +21,13 @@ COMMANDS = {
     "prepare": "audio folders or a known corpus -> verified shards with an index",
     "label": "k-means targets from MFCCs or a run's features; nothing is written but labels",
     "pretrain": "one run, or -m a multirun; all stages of an experiment",
+    "bench": "speed beside peers, in the same run: ossicle bench --help lists what can be measured",
     "probe": "what the frozen features of a run know: phones, language, speaker, at every layer",
+}
+
+BENCHES = {
+    "data": "the reader: audio-seconds a second by stage, beside libsndfile, webdataset, datasets and lhotse",
+    "mixer": "every mixer over growing lengths: time, memory, multiply-accumulates and the exponent of growth",
 }
 
 USAGE = """usage: ossicle COMMAND [KEY=VALUE ...] [-m] [--config-dir DIR] [--cfg job] [--help]
@@ -34,6 +40,16 @@ KEY=VALUE overrides a value (optim.lr=1e-3) or chooses a part (mixer=attention).
 """
 
 
+BENCH_USAGE = """usage: ossicle bench WHAT [KEY=VALUE ...] [--cfg job] [--help]
+
+{benches}
+
+device=cpu or cuda; out=FILE writes the records as JSON. Peers come with: pip install 'ossicle[bench]'
+"ossicle bench WHAT --help" lists its values.
+"""
+
+RESPELT = {"label": {"layer": "source_layer"}}
+
 # Hydra's options that say what to do with a config; a run on a cluster is none of them, and becomes a multirun.
 MODES = frozenset(
     {"-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "--version"}
@@ -42,8 +58,17 @@ MODES = frozenset(
 
 def usage() -> str:
     """The help text: every command with what it does."""
-    width = max(map(len, COMMANDS))
-    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
+    return USAGE.format(commands=_listed(COMMANDS))
+
+
+def bench_usage() -> str:
+    """The help text of ``bench``: everything that can be measured."""
+    return BENCH_USAGE.format(benches=_listed(BENCHES))
+
+
+def _listed(words: Mapping[str, str]) -> str:
+    width = max(map(len, words))
+    return "\n".join(f"  {name:<{width}}  {what}" for name, what in words.items())
 
 
 def task_of(command: str) -> Callable[["DictConfig"], object]:
@@ -51,6 +76,12 @@ def task_of(command: str) -> Callable[["DictConfig"], object]:
     task = importlib.import_module(f"ossicle.launch.{command}").task
     assert callable(task)
     return task
+
+
+def respelt(command: str, argument: str) -> str:
+    """An argument with the key that Hydra is to find: it takes a word that is a group of parts for nothing else."""
+    key, equals, value = argument.partition("=")
+    return f"{RESPELT.get(command, {}).get(key, key)}{equals}{value}"
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
@@ -73,10 +104,10 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    arguments = options_first(overrides)
+    arguments = options_first([respelt(command, item) for item in overrides])
     if on_cluster(arguments) and not MODES & set(arguments):
         arguments.insert(0, "--multirun")
-    sys.argv = [f"ossicle {command}", *arguments]
+    sys.argv = [f"ossicle {spoken(command)}", *arguments]
     # Hydra would print its own short message and exit; with this it lets errors through, and they are explained below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
@@ -99,13 +130,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command, overrides = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        sys.stderr.write(f"ossicle: there is no command {command!r}{nearest(command, COMMANDS)}\n\n{usage()}")
-        raise SystemExit(2)
+        _refuse(f"there is no command {command!r}{nearest(command, COMMANDS)}", usage())
+    if command == "bench":
+        if not overrides or overrides[0] in {"-h", "--help", "help"}:
+            sys.stdout.write(bench_usage())
+            return
+        if overrides[0] not in BENCHES:
+            _refuse(f"there is no bench {overrides[0]!r}{nearest(overrides[0], BENCHES)}", bench_usage())
+        command, overrides = f"bench_{overrides[0]}", overrides[1:]
     try:
         run_command(command, overrides)
     except OssicleError as error:
-        sys.stderr.write(f"\nossicle {command}: {error}\n")
+        sys.stderr.write(f"\nossicle {spoken(command)}: {error}\n")
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _refuse(problem: str, help_text: str) -> NoReturn:
+    sys.stderr.write(f"ossicle: {problem}\n\n{help_text}")
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

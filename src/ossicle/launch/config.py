@@ -39,6 +39,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def spoken(command: str) -> str:
+    """How a command is typed, by the name of its config: bench_data is ``bench data``."""
+    return command.replace("_", " ")
+
+
 def compose(command: str, overrides: Sequence[str] = ()) -> "DictConfig":
     """A command's config with overrides, without running anything.
 
@@ -108,7 +113,9 @@ def explain(error: Exception, command: str) -> ConfigError:
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         return unknown_key(key.group(1), command)
-    return ConfigError(text.splitlines()[0], "\n     ".join(text.splitlines()[1:]) or f"see: ossicle {command} --help")
+    return ConfigError(
+        text.splitlines()[0], "\n     ".join(text.splitlines()[1:]) or f"see: ossicle {spoken(command)} --help"
+    )
 
 
 def unknown_key(key: str, command: str) -> ConfigError:
@@ -116,6 +123,6 @@ def unknown_key(key: str, command: str) -> ConfigError:
     composed = _composed(command, [f"experiment={EXAMPLE}"] if command == "pretrain" else [])
     known = {*groups(), *keys(composed)} - {key}
     return ConfigError(
-        f"the config of {command!r} has no key {key!r}{nearest(key, known)}",
-        f"see every key with: ossicle {command} --cfg job   (a new key is added with +{key}=...)",
+        f"the config of {spoken(command)!r} has no key {key!r}{nearest(key, known)}",
+        f"see every key with: ossicle {spoken(command)} --cfg job   (a new key is added with +{key}=...)",
     )

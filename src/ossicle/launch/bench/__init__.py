@@ -1,0 +1,1 @@
+"""What ``ossicle bench`` measures, and the peers that it measures beside."""

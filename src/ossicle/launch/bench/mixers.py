@@ -1,0 +1,208 @@
+"""One mixer at one length: time, memory and multiply-accumulates of its forward and backward pass."""
+
+import inspect
+import math
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ossicle.core.errors import MissingExtraError, OssicleError
+from ossicle.launch.parts import option
+from ossicle.meter.flops import count_macs
+from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
+
+_RESET_PEAK = "5"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for every mixer.
+
+    Args:
+        dim: Width of the frames.
+        heads: Heads of mixers that have some.
+        rows: Rows of a batch.
+        device: ``cpu`` or ``cuda``.
+        dtype: Precision of the mixer and its input.
+        threads: torch threads.
+        repeats: Runs, of which the fastest counts.
+        max_s: Longest time of forward and backward after which the next length is tried.
+        max_bytes: Most memory that the next length may be expected to need.
+    """
+
+    dim: int
+    heads: int
+    rows: int
+    device: str
+    dtype: torch.dtype
+    threads: int
+    repeats: int
+    max_s: float
+    max_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One mixer at one length.
+
+    Args:
+        frames: The length.
+        forward_s: Time of a forward pass in evaluation.
+        step_s: Time of a forward and a backward pass.
+        peak_bytes: Most memory in use during them, beside what was in use before.
+        macs: Multiply-accumulates of the forward pass's matrix products and convolutions.
+    """
+
+    frames: int
+    forward_s: float
+    step_s: float
+    peak_bytes: int
+    macs: int
+
+
+def factory(name: str, settings: Settings) -> MixerFactory:
+    """The mixer of a config with the heads that are asked for and no dropout."""
+    from hydra.utils import get_class
+
+    node = option(name, "mixer")
+    cls = get_class(node.pop("_target_"))
+    is_partial = node.pop("_partial_", False)
+    known = inspect.signature(cls).parameters
+    changes: dict[str, Any] = {"num_heads": settings.heads, "dropout": 0.0}
+    arguments = {**node, **{key: value for key, value in changes.items() if key in known}}
+    return partial(cls, **arguments) if is_partial else cls(**arguments)
+
+
+def measure(name: str, lengths: Sequence[int], settings: Settings) -> tuple[list[Point], str | None]:
+    """A mixer at growing lengths, in a process of its own, which it may exhaust.
+
+    Returns:
+        Its points, and why it was stopped before the last length, or None.
+    """
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, lengths, settings, theirs))
+    process.start()
+    theirs.close()
+    points: list[Point] = []
+    try:
+        while True:
+            told = ours.recv()
+            if not isinstance(told, Point):
+                process.join()
+                return points, told
+            points.append(told)
+    except EOFError:
+        process.join()
+        return points, f"its process ended with {process.exitcode}: out of memory, most likely"
+
+
+def _run(name: str, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
+    torch.set_num_threads(settings.threads)
+    try:
+        for frames, following in zip(lengths, [*lengths[1:], 0], strict=True):
+            point = _point(name, frames, settings)
+            line.send(point)
+            if not following:
+                break
+            growth = following / frames
+            if point.step_s > settings.max_s:
+                line.send(f"{frames} frames took {point.step_s:.1f} s")
+                return
+            if (needed := point.peak_bytes * growth**2) > settings.max_bytes and point.peak_bytes > 2**28:
+                line.send(f"{following} frames might need {needed / 1e9:.1f} GB")
+                return
+        line.send(None)
+    except MissingExtraError as error:
+        line.send(f"{error.problem}: {error.mend}")
+    except (OssicleError, torch.OutOfMemoryError, MemoryError) as error:
+        line.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _point(name: str, frames: int, settings: Settings) -> Point:
+    torch.manual_seed(0)
+    (mixer,) = build_mixers(factory(name, settings), [settings.dim])
+    mixer = mixer.to(settings.device, settings.dtype)
+    x_BTD = torch.randn(settings.rows, frames, settings.dim, device=settings.device, dtype=settings.dtype)
+    before = _reset_peak(settings.device)
+    forward_s = fastest(partial(_forward, mixer.eval(), x_BTD), settings)
+    step_s = fastest(partial(_step, mixer.train(), x_BTD.requires_grad_()), settings)
+    peak = _peak(settings.device) - before
+    return Point(frames, forward_s, step_s, max(0, peak), macs_of(name, frames, settings))
+
+
+def macs_of(name: str, frames: int, settings: Settings) -> int:
+    """Multiply-accumulates of a forward pass, counted on tensors without memory."""
+    with torch.device("meta"):
+        (mixer,) = build_mixers(factory(name, settings), [settings.dim])
+        x_BTD = torch.empty(settings.rows, frames, settings.dim)
+    return count_macs(partial(mixer.eval(), x_BTD))
+
+
+def _forward(mixer: nn.Module, x_BTD: torch.Tensor) -> None:
+    with torch.no_grad():
+        mixer(x_BTD)
+
+
+def _step(mixer: Mixer, x_BTD: torch.Tensor) -> None:
+    mixer.zero_grad()
+    mixer(x_BTD).sum().backward()
+
+
+def fastest(call: Callable[[], None], settings: Settings) -> float:
+    """Time of the fastest of some runs: processor time on one thread of a CPU, else time that passed."""
+    alone = settings.device == "cpu" and settings.threads == 1
+    clock = time.process_time if alone else time.perf_counter
+    times = []
+    for attempt in range(1 + settings.repeats):
+        _wait(settings.device)
+        began = clock()
+        call()
+        _wait(settings.device)
+        if attempt:
+            times.append(clock() - began)
+        elif clock() - began > settings.max_s:
+            return clock() - began  # one run says enough
+    return min(times)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> int:
+    """Begin to watch memory anew; what is in use now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def _peak(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def exponent(points: Sequence[Point], first: int) -> float | None:
+    """Slope of log time over log frames, by least squares, from ``first`` frames on; None for fewer than two points."""
+    kept = [(math.log(p.frames), math.log(p.step_s)) for p in points if p.frames >= first]
+    if len(kept) < 2:
+        return None
+    mean_x, mean_y = (sum(column) / len(kept) for column in zip(*kept, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in kept)
+    return sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread

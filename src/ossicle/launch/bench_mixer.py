@@ -1,0 +1,148 @@
+"""``ossicle bench mixer``: every mixer over growing lengths, and how its time grows with them."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ossicle.core.errors import ConfigError
+from ossicle.launch.config import groups, nearest
+from ossicle.launch.experiment import resolved
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ossicle.launch.bench.mixers import Point, Settings
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def task(cfg: "DictConfig") -> list[Record]:
+    """Measure the mixers that the config names, print the table, and write records and picture where it says."""
+    from ossicle.core.files import write_json
+    from ossicle.launch.bench.mixers import exponent, measure
+
+    config = resolved(cfg)
+    settings = settings_of(config)
+    records: list[Record] = []
+    lengths = sorted(config["lengths"])
+    for name in chosen(config["mixers"]):
+        points, stopped = measure(name, lengths, settings)
+        slope = exponent(points, config["fit_from"])
+        log.info("%s: exponent %s%s", name, f"{slope:.2f}" if slope else "-", f"; {stopped}" if stopped else "")
+        records += [record(name, point, settings) for point in points]
+        records.append({"system": "ossicle", "mixer": name, "exponent": slope, "stopped": stopped})
+        if config["out"] is not None:
+            write_json(Path(config["out"]), records)
+    show(records, lengths)
+    if config["figure"] is not None:
+        draw(records, Path(config["figure"]), settings)
+    return records
+
+
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """The mixers that are measured.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    known = [name for name in groups()["mixer"] if name != "pattern"]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"there is no mixer {name!r}{nearest(name, known)}", f"choose from: {', '.join(known)}")
+    return list(names or known)
+
+
+def settings_of(config: Mapping[str, Any]) -> "Settings":
+    """What is the same for every mixer.
+
+    Raises:
+        ConfigError: A device or precision that is not there, or numbers that measure nothing.
+    """
+    import torch
+
+    from ossicle.launch.bench.mixers import Settings
+
+    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if config["precision"] not in precisions:
+        raise ConfigError(f"precision={config['precision']} is unknown", f"choose from {', '.join(precisions)}")
+    if config["device"] not in {"cpu", "cuda"}:
+        raise ConfigError(f"device={config['device']} is unknown", "choose from cpu, cuda")
+    if config["device"] == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda is not there: torch finds no GPU", "set device=cpu")
+    for key in ("dim", "heads", "rows", "repeats", "max_s", "max_gb"):
+        if config[key] <= 0:
+            raise ConfigError(f"{key}={config[key]} measures nothing", "give a positive number")
+    return Settings(
+        dim=config["dim"],
+        heads=config["heads"],
+        rows=config["rows"],
+        device=config["device"],
+        dtype=precisions[config["precision"]],
+        threads=config["threads"] or len(os.sched_getaffinity(0)),
+        repeats=config["repeats"],
+        max_s=config["max_s"],
+        max_bytes=config["max_gb"] * 1e9,
+    )
+
+
+def record(name: str, point: "Point", settings: "Settings") -> Record:
+    """What is written of one mixer at one length."""
+    return {
+        "system": "ossicle",
+        "mixer": name,
+        "device": settings.device,
+        "batch": settings.rows,
+        "frames": point.frames,
+        "forward_ms": 1000 * point.forward_s,
+        "step_ms": 1000 * point.step_s,
+        "peak_memory_bytes": point.peak_bytes,
+        "macs": point.macs,
+        "flops_per_s": 2 * point.macs / point.forward_s,
+    }
+
+
+def show(records: Sequence[Record], lengths: Sequence[int]) -> None:
+    """Print the time of forward and backward by mixer and length, with the exponent."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="forward and backward, ms; growth of time from the fitted length on", box=box.SIMPLE)
+    table.add_column("mixer", no_wrap=True)
+    for frames in lengths:
+        table.add_column(f"{frames:,}", justify="right", no_wrap=True)
+    table.add_column("growth", justify="right", no_wrap=True)
+    for last in (r for r in records if "exponent" in r):
+        times = {r["frames"]: r["step_ms"] for r in records if r["mixer"] == last["mixer"] and "frames" in r}
+        cells = (f"{times[frames]:,.0f}" if frames in times else "-" for frames in lengths)
+        growth = "-" if last["exponent"] is None else f"T^{last['exponent']:.2f}"
+        table.add_row(last["mixer"], *cells, growth)
+    Console().print(table)
+
+
+def draw(records: Sequence[Record], path: Path, settings: "Settings") -> None:
+    """Time over frames, one line a mixer."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    names = [r["mixer"] for r in records if "exponent" in r]
+    for place, name in enumerate(names):
+        points = [(r["frames"], r["step_ms"]) for r in records if r["mixer"] == name and "frames" in r]
+        if points:
+            style = ("-", "--", ":")[place // 10 % 3]
+            axis.loglog(*zip(*points, strict=True), style, marker="o", markersize=3, label=name, color=f"C{place % 10}")
+    axis.set_xlabel("frames")
+    axis.set_ylabel("forward and backward, ms")
+    axis.set_title(f"{settings.rows} x T x {settings.dim}, {settings.device}, {settings.threads} thread(s)")
+    axis.grid(visible=True, which="both", alpha=0.2)
+    axis.legend(fontsize="x-small", ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

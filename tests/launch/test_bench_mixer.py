@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ossicle.launch.bench.mixers import Point, Settings, exponent, macs_of, measure
+from tests.launch.toy import ossicle
+
+SETTINGS = Settings(
+    dim=16, heads=2, rows=2, device="cpu", dtype=torch.float32, threads=1, repeats=1, max_s=5.0, max_bytes=1e9
+)
+
+
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    points = [Point(frames, 0.0, 3e-9 * frames**1.7, 0, 0) for frames in (100, 1000, 2000, 4000)]
+    assert exponent(points, 1000) == pytest.approx(1.7)
+    assert exponent(points[:1], 0) is None
+
+
+def test_the_multiplications_of_attention_are_those_of_the_formula() -> None:
+    assert macs_of("attention", 50, SETTINGS) == 2 * (4 * 50 * 16 * 16 + 2 * 50 * 50 * 16)
+
+
+def test_a_mixer_that_needs_too_much_is_stopped_with_the_reason() -> None:
+    slow = Settings(
+        dim=16, heads=2, rows=2, device="cpu", dtype=torch.float32, threads=1, repeats=1, max_s=1e-9, max_bytes=1e9
+    )
+    points, stopped = measure("attention", [20, 40], slow)
+    assert [point.frames for point in points] == [20]
+    assert stopped is not None
+    assert "20 frames took" in stopped
+
+
+def test_the_bench_prints_a_table_and_writes_records_and_a_picture(tmp_path: Path) -> None:
+    ran = ossicle(
+        "bench", "mixer", "mixers=[attention]", "lengths=[32,64,128]", "dim=16", "heads=2", "fit_from=32", "repeats=1",
+        "out=records.json", "figure=mixers.png", cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "T^" in ran.stdout
+    *points, last = json.loads((tmp_path / "records.json").read_text())
+    assert [point["frames"] for point in points] == [32, 64, 128]
+    assert all(point["step_ms"] > point["forward_ms"] > 0 and point["macs"] > 0 for point in points)
+    assert last["exponent"] is not None
+    assert last["stopped"] is None
+    assert (tmp_path / "mixers.png").stat().st_size > 1000
+
+
+def test_a_misspelt_mixer_and_an_absent_device_are_refused(tmp_path: Path) -> None:
+    ran = ossicle("bench", "mixer", "mixers=[atention]", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "did you mean attention" in ran.stderr
+    if not torch.cuda.is_available():
+        ran = ossicle("bench", "mixer", "device=cuda", cwd=tmp_path)
+        assert ran.returncode == 2
+        assert "device=cpu" in ran.stderr
