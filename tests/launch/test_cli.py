@@ -42,7 +42,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
     [
         (["pretrain", "experiment=hubert_tiny", "optim.lrr=1"], ["'optim.lrr'", "did you mean optim.lr"]),
         (["pretrain", "experiment=hubert_tiny", "mixr=attention"], ["'mixr'", "did you mean mixer"]),
-        (["pretrain", "experiment=hubert_tiny", "mixer=atention"], ["mixer=atention", "did you mean attention?"]),
+        (["pretrain", "experiment=hubert_tiny", "mixer=atention"], ["mixer=atention", "did you mean attention"]),
         (["pretrain", "experiment=hubert_tini"], ["experiment=hubert_tini", "did you mean hubert_tiny"]),
         (["pretrain", "experiment=hubert_tiny"], ["no value for: data.shards"]),
         (["pretrain"], ["experiment"]),
