@@ -13,6 +13,7 @@ from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.mixer.base import Lender, run_lending
 from ossicle.ops.masking import gather_frames
 
 
@@ -91,13 +92,20 @@ def run_blocks(
 ) -> Iterator[Tensor]:
     """The output of each block in turn; a block that is skipped gives its input.
 
-    What is skipped is drawn on the host from its default generator, so no device is waited for.
+    What is skipped is drawn on the host from its default generator, so no device is waited for. Mixers that lend
+    to later layers are handed on what they borrow.
     """
+    loans: dict[Lender, tuple[Tensor, ...]] = {}
     for block in blocks:
         dropped = (
             encoder.training and encoder.layer_drop > 0 and bool(torch.rand((), device="cpu") < encoder.layer_drop)
         )
-        x_BTD = x_BTD if dropped else block(x_BTD, valid_BT)
+        mixer = getattr(block, "mixer", None)
+        if not dropped and isinstance(mixer, Lender):
+            borrowed = () if mixer.creditor is None else loans.get(mixer.creditor, ())
+            x_BTD, loans[mixer] = run_lending(block, mixer, x_BTD, valid_BT, borrowed)
+        elif not dropped:
+            x_BTD = block(x_BTD, valid_BT)
         yield x_BTD
 
 

@@ -1,0 +1,81 @@
+"""What objectives share that foresee frames from a causal context."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.errors import ConfigError, DataError
+from ossicle.core.metrics import Mean
+from ossicle.core.seeds import generator
+from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.objective.base import Objective
+from ossicle.ops.future import foreseen_scores, other_frames
+from ossicle.ops.losses import frame_deviation
+from ossicle.target.frames import Frames
+
+
+class Foreseeing(Objective):
+    """Predicts the frames that come, one linear map for each distance; subclasses say how predictions are judged.
+
+    The encoder must be causal: one that hears what comes copies it, and learns nothing. Nothing is masked.
+
+    Args:
+        target: The frames that are foreseen.
+        dim: Width of the encoder's frames (D).
+        feature_dim: Channels of the frontend's frames (C).
+        num_steps: Frames ahead, from 1 (K).
+        num_negatives: Negatives of each frame that comes (N).
+
+    Raises:
+        ConfigError: No step or no negative, or a target that is not the frames.
+    """
+
+    def __init__(
+        self, target: Frames, dim: int, feature_dim: int, *, num_steps: int = 12, num_negatives: int = 10
+    ) -> None:
+        super().__init__()
+        if num_steps < 1 or num_negatives < 1:
+            raise ConfigError(
+                f"objective.num_steps={num_steps} with num_negatives={num_negatives} foresees nothing",
+                "both are 1 or more",
+            )
+        if not isinstance(target, Frames):
+            raise ConfigError(f"this objective foresees frames, not {type(target).__name__}", "set target=frames")
+        self.target = target
+        self.num_steps = num_steps
+        self.num_negatives = num_negatives
+        self.predict = nn.Linear(dim, num_steps * feature_dim, bias=False)
+
+    @override
+    def adopt(self, model: SpeechEncoder) -> None:
+        if model.clock != model.feature_clock:
+            raise ConfigError("the encoder shortens: what comes is not on its clock", "choose another encoder")
+
+    @override
+    def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
+        features_BTC = model.local(batch.waveform_BS).features_BTC
+        rows, frames, channels = features_BTC.shape
+        if frames < 2:
+            raise DataError(f"crops of {batch.waveform_BS.shape[1]} samples have one frame", "raise data.min_crop_s")
+        draws = generator(seed, batch.position, 0, "negatives", features_BTC.device)
+        negatives_BTN = other_frames(rows, frames, num=self.num_negatives, generator=draws)
+        context_BTD = model.encode(model.embed(model.normalise(features_BTC))).last_BTD
+        predicted_BTKC = self.predict(context_BTD).unflatten(2, (self.num_steps, channels))
+        right, wrong = foreseen_scores(predicted_BTKC, self.target(features_BTC), negatives_BTN)
+        loss_sum = torch.stack([self.judge(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
+        count = torch.full((), float(sum(r.numel() for r in right)), device=loss_sum.device)
+        best = torch.stack([(r > w.max(-1).values).sum() for r, w in zip(right, wrong, strict=True)]).sum()
+        logs = {
+            "objective/loss": Mean(loss_sum.detach(), count),
+            "objective/accuracy_foreseen": Mean(best, count),
+            "objective/output_std": Mean(count * frame_deviation(context_BTD), count),
+            "target/frame_std": Mean(count * frame_deviation(features_BTC), count),
+        }
+        return ObjectiveOutput(loss_sum, count, logs)
+
+    @abstractmethod
+    def judge(self, right_BT: Tensor, wrong_BTN: Tensor) -> Tensor:
+        """Loss of each prediction, shape (B, T), from the scores of the true frame and of its negatives."""

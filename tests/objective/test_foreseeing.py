@@ -1,0 +1,121 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from ossicle.core.batch import Batch
+from ossicle.core.clock import FrameClock
+from ossicle.core.errors import ConfigError
+from ossicle.core.seeds import generator
+from ossicle.encoder.backbone import Backbone
+from ossicle.encoder.convolutional import Convolutional
+from ossicle.encoder.recurrent import Recurrent
+from ossicle.frontend.wave import WaveReLU
+from ossicle.mixer.attention import Attention
+from ossicle.objective.contrastive_binary import ContrastiveBinary
+from ossicle.objective.contrastive_predictive import ContrastivePredictive
+from ossicle.objective.future import Foreseeing
+from ossicle.ops.future import other_frames
+from ossicle.target.frames import Frames
+
+KINDS = pytest.mark.parametrize("kind", [ContrastivePredictive, ContrastiveBinary])
+THIN = ((6, 10, 5), (6, 8, 4), (6, 4, 2), (6, 4, 2), (6, 4, 2))
+
+
+def causal(encoder: type[Convolutional] | type[Recurrent] = Convolutional) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(WaveReLU(THIN, gradient_scale=1.0), encoder(partial(Attention), dim=8, num_layers=2), 0.0)
+
+
+def objective(kind: type[Foreseeing], model: Backbone) -> Foreseeing:
+    torch.manual_seed(1)
+    made = kind(Frames(model.clock, 6), model.dim, 6, num_steps=3, num_negatives=4)
+    made.adopt(model)
+    return made
+
+
+@KINDS
+def test_the_loss_equals_a_loop_over_the_papers_equation_in_float64(
+    kind: type[Foreseeing], make_batch: Callable[..., Batch]
+) -> None:
+    model = causal().double()
+    loss = objective(kind, model).double()
+    batch = make_batch(rows=2, frames=9)
+    batch = replace(batch, waveform_BS=batch.waveform_BS.double())
+    output = loss(model, batch, seed=5, step=0)
+    z = model.local(batch.waveform_BS).features_BTC
+    frames = z.shape[1]
+    c = model.encode(model.embed(model.normalise(z))).last_BTD
+    draws = other_frames(2, frames, num=4, generator=generator(5, batch.position, 0, "negatives"))
+    maps = loss.predict.weight.unflatten(0, (3, 6))
+    total, count = 0.0, 0
+    for step in (1, 2, 3):
+        for row in range(2):
+            for t in range(frames - step):
+                prediction = maps[step - 1] @ c[row, t]
+                right = (prediction @ z[row, t + step]).item()
+                wrong = [(prediction @ z[row, other]).item() for other in draws[row, t + step].tolist()]
+                if kind is ContrastivePredictive:
+                    total -= math.log(math.exp(right) / (math.exp(right) + sum(math.exp(w) for w in wrong)))
+                else:
+                    total -= math.log(1 / (1 + math.exp(-right)))
+                    total -= 4 * sum(math.log(1 / (1 + math.exp(w))) for w in wrong) / 4
+                count += 1
+    assert output.count.item() == count
+    # scores are taken in float32, whatever comes in
+    assert output.loss_sum.item() == pytest.approx(total, rel=1e-5)
+
+
+@KINDS
+@pytest.mark.parametrize("encoder", [Convolutional, Recurrent])
+def test_every_parameter_learns_and_the_frontend_from_both_sides(
+    kind: type[Foreseeing], encoder: type[Convolutional] | type[Recurrent], make_batch: Callable[..., Batch]
+) -> None:
+    model = causal(encoder)
+    loss = objective(kind, model)
+    loss(model, make_batch(), seed=0, step=0).loss_sum.backward()
+    for name, parameter in [*model.named_parameters(), *loss.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@KINDS
+def test_the_loss_of_a_batch_is_that_of_its_draws_and_of_no_other(
+    kind: type[Foreseeing], make_batch: Callable[..., Batch]
+) -> None:
+    model = causal()
+    loss = objective(kind, model)
+    first, again = (loss(model, make_batch(), seed=0, step=0).loss_sum for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, loss(model, make_batch(position=4), seed=0, step=0).loss_sum)
+
+
+@KINDS
+def test_it_learns_to_foresee(kind: type[Foreseeing], make_batch: Callable[..., Batch]) -> None:
+    model = causal()
+    loss = objective(kind, model)
+    batch = make_batch()
+    time = torch.arange(batch.waveform_BS.shape[1]) / 16_000
+    tones = [torch.sin(2 * math.pi * (150 + 100 * row) * time) for row in range(4)]
+    beating = torch.stack([tone * torch.sin(2 * math.pi * (3 + row) * time) for row, tone in enumerate(tones)])
+    batch = replace(batch, waveform_BS=beating)
+    optimiser = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=3e-3)
+    values = []
+    for position in range(150):
+        output = loss(model, replace(batch, position=position), seed=0, step=position)
+        values.append((output.loss_sum / output.count).item())
+        optimiser.zero_grad()
+        (output.loss_sum / output.count).backward()
+        optimiser.step()
+    assert sum(values[-5:]) < 0.75 * sum(values[:5])
+
+
+@KINDS
+def test_a_target_that_is_not_the_frames_and_no_steps_are_refused(kind: type[Foreseeing]) -> None:
+    with pytest.raises(ConfigError, match="target=frames"):
+        kind(torch.nn.Identity(), 8, 6)
+    with pytest.raises(ConfigError, match="num_steps=0"):
+        kind(Frames(FrameClock(), 6), 8, 6, num_steps=0)
