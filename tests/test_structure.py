@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(p for folder in ("src", "data_prep", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
-# Groups of conf/ that are no package: experiments, clusters and Hydra's own are launch's, corpora live in data_prep/.
-GROUPS_WITHOUT_PACKAGE = {"experiment", "cluster", "corpus", "hydra"}
+# Groups of conf/ that are no package: experiments, clusters and Hydra's own are launch's, corpora and what cuts them
+# live in data_prep/.
+GROUPS_WITHOUT_PACKAGE = {"experiment", "cluster", "corpus", "cut", "hydra"}
 TOP_LEVEL = {
     "src", "conf", "data_prep", "slurm", "tests", "benchmarks", "docs",
     "pyproject.toml", "README.md", "LICENSE", "CONTRIBUTING.md",

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossicle.core.errors import DataError
+from ossicle.data.audio import encode_flac
 from ossicle.data.shards import ShardWriter, digest_bytes, naming_full_disk, open_shard, remove_parts
 from ossicle.data.utterance import Phone, Sample, Utterance
 
@@ -33,6 +34,19 @@ def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
     assert [Utterance.from_json(entry["json"]) for entry in read] == [sample.utterance for sample in samples]
     assert [json.loads(entry["json"])["id"] for entry in read] == IDS
     assert [digest_bytes(entry["flac"]) for entry in read] == [member.digest for member in writer.members]
+
+
+def test_a_shard_is_byte_for_byte_what_webdataset_s_writer_makes() -> None:
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    writer = ShardWriter(ours)
+    peer = webdataset.TarWriter(theirs, encoder=False, mtime=0, user="", group="")
+    for sample in map(make_sample, IDS):
+        writer.write(sample)
+        audio = encode_flac(sample.pcm_S)
+        peer.write({"__key__": sample.utterance.key, "flac": audio, "json": sample.utterance.to_json()})
+    writer.close()
+    peer.close()
+    assert ours.getvalue() == theirs.getvalue()
 
 
 def test_offsets_are_those_that_the_tar_says() -> None:

@@ -1,12 +1,21 @@
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans as Oracle
+from sklearn.cluster import MiniBatchKMeans as MiniBatchOracle
 from torch import Tensor
 
-from ossicle.core.errors import ConfigError
-from ossicle.ops.kmeans import assign, kmeans, lloyd, start
+from ossicle.core.errors import ConfigError, DataError
+from ossicle.core.peers import Alone
+from ossicle.core.seeds import generator
+from ossicle.data.index import DatasetIndex
+from ossicle.data.utterances import iterate_utterances
+from ossicle.ops.kmeans import assign, kmeans, lloyd, mini_batch, start
+from ossicle.ops.spectral import mfcc
 
 
 def mixture(num_frames: int = 6_000, dim: int = 8, parts: int = 30, seed: int = 0, far: float = 0.0) -> Tensor:
@@ -88,43 +97,82 @@ def test_fewer_distinct_frames_than_clusters_come_to_an_end() -> None:
     assert bool(fitted.centroids_VD.isfinite().all())
 
 
-def test_ranks_that_share_the_frames_find_what_one_rank_finds() -> None:
-    x_ND = mixture(2_000)
+def test_ranks_that_share_the_blocks_add_up_to_what_one_rank_adds_up() -> None:
+    # each of three ranks in turn, with peers that add what the others would have said
+    x_ND = mixture(5_000)
     begin = start(x_ND, 15, seed=0)
-    alone = lloyd(x_ND, begin, seed=0, max_iterations=5, tolerance=0.0)
-    halves = (x_ND[:700], x_ND[700:])
-    # two ranks in lock step: each adds the sums of the other, which takes the same centroids to the same place
-    centroids_VD = begin
-    for _ in range(5):
-        sums = []
-        for half in halves:
-            lloyd(half, centroids_VD, seed=0, max_iterations=0, reduce=lambda t, sums=sums: sums.append(t) or t)
-        moved = lloyd(
-            halves[0], centroids_VD, seed=0, max_iterations=1, tolerance=0.0, reduce=Total(halves[1], sums[1])
-        )
-        centroids_VD = moved.centroids_VD
-    torch.testing.assert_close(centroids_VD, alone.centroids_VD, atol=1e-5, rtol=1e-5)
+    said = [Recorded(rank, 3) for rank in range(3)]
+    for peers in said:
+        lloyd(x_ND, begin, seed=0, max_iterations=0, peers=peers)
+    alone = Recorded(0, 1)
+    lloyd(x_ND, begin, seed=0, max_iterations=0, peers=alone)
+    assert torch.equal(said[0].heard + said[1].heard + said[2].heard, alone.heard)
+    assert all(int(peers.heard[:, -2].sum()) > 1_000 for peers in said)
 
 
-class Total:
-    """Stands for the sum over two ranks: adds the other rank's sums, first those given, later those it would send."""
+class Recorded(Alone):
+    """A rank whose peers say nothing; what it says is kept."""
 
-    def __init__(self, other_ND: Tensor, first: Tensor) -> None:
-        self.other_ND = other_ND
-        self.first: Tensor | None = first
-        self.total: Tensor | None = None
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self.heard = torch.zeros(0)
 
-    def __call__(self, own: Tensor) -> Tensor:
-        if self.first is not None:
-            other, self.first = self.first, None
-        else:
-            assert self.total is not None
-            moved_VD = (self.total[:, :-2] / self.total[:, -2:-1]).float()
-            sent: list[Tensor] = []
-            lloyd(self.other_ND, moved_VD, seed=0, max_iterations=0, reduce=lambda t: sent.append(t) or t)
-            other = sent[0]
-        self.total = own + other
-        return self.total
+    def total(self, counts: Tensor) -> Tensor:
+        self.heard = counts
+        return counts
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_fixed_point_sums_follow_the_size_of_the_frames(scale: float) -> None:
+    x_ND = mixture(2_000) * scale
+    ours = lloyd(x_ND, x_ND[:6], seed=0, max_iterations=4, tolerance=0.0)
+    theirs = Oracle(6, init=x_ND[:6].double().numpy(), n_init=1, max_iter=4, tol=0.0, algorithm="lloyd")
+    theirs.fit(x_ND.double().numpy())
+    np.testing.assert_allclose(ours.centroids_VD.numpy(), theirs.cluster_centers_, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_frames_that_are_not_finite_are_refused(value: float) -> None:
+    x_ND = mixture(500)
+    x_ND[77, 3] = value
+    with pytest.raises(DataError, match="not finite"):
+        kmeans(x_ND, 10, seed=0)
+
+
+@pytest.mark.parametrize(("parts", "clusters"), [(200, 30), (30, 12)])
+def test_mini_batches_come_within_one_per_cent_of_scikit_learns(parts: int, clusters: int) -> None:
+    x_ND = mixture(20_000, parts=parts)
+    ours = kmeans(x_ND, clusters, seed=0, refine=partial(mini_batch, batch_frames=1_000))
+    theirs = MiniBatchOracle(clusters, n_init=10, batch_size=1_000, random_state=0).fit(x_ND.numpy())
+    assert ours.inertia <= 1.01 * theirs.inertia_ / len(x_ND)
+    assert ours.inertia == pytest.approx(float(assign(x_ND, ours.centroids_VD)[1].double().mean()), rel=1e-6)
+
+
+def test_mini_batches_move_a_centroid_to_the_mean_of_all_that_it_was_given() -> None:
+    x_ND = mixture(4_000, parts=4)
+    begin = x_ND[:4]
+    order_N = torch.randperm(4_000, generator=generator(0, 1, 0, "kmeans batches"))
+    means, counts = begin.double().numpy(), np.zeros(4)
+    for rows in order_N.split(500):
+        part = x_ND[rows].double().numpy()
+        codes = cdist(part, means).argmin(1)  # a batch is taken together: its frames see the means of before
+        counts += np.bincount(codes, minlength=4)
+        for code in range(4):
+            if (codes == code).any():
+                share = (codes == code).sum() / counts[code]
+                means[code] += share * (part[codes == code].mean(0) - means[code])
+    theirs = lloyd(x_ND, torch.from_numpy(means).float(), seed=0, max_iterations=1)
+    ours = mini_batch(x_ND, begin, seed=0, batch_frames=500, max_passes=1)
+    torch.testing.assert_close(ours.centroids_VD, theirs.centroids_VD, atol=1e-4, rtol=1e-4)
+
+
+def test_clusters_of_real_mfccs_are_as_good_as_scikit_learns(synthetic_dataset: Path) -> None:
+    found = iterate_utterances(DatasetIndex.load(synthetic_dataset, "train"))
+    x_ND = torch.cat([mfcc(torch.from_numpy(wave_S)[None], hop_ms=20)[0] for _, _, wave_S in found])
+    assert len(x_ND) > 5_000
+    theirs = Oracle(100, n_init=5, random_state=0).fit(x_ND.numpy()).inertia_ / len(x_ND)
+    assert kmeans(x_ND, 100, seed=0).inertia <= 1.01 * theirs
+    assert kmeans(x_ND, 100, seed=0, refine=mini_batch).inertia <= 1.01 * theirs
 
 
 def test_too_few_frames_are_refused() -> None:

@@ -125,6 +125,19 @@ def test_tables_made_in_inference_mode_still_carry_gradients_later() -> None:
     assert waveform.grad is not None
 
 
+@pytest.mark.parametrize("hop_ms", [10.0, 20.0])
+def test_mfccs_of_padded_rows_equal_those_of_each_row_alone(hop_ms: float) -> None:
+    waves = speech_like(4, 9_000)
+    lengths = torch.tensor([9_000, 400, 6_543, 1_999])
+    clock = spectral_clock(hop_ms=hop_ms)
+    padded = waves.masked_fill(torch.arange(9_000) >= lengths[:, None], 0)
+    found = mfcc(padded, hop_ms=hop_ms, lengths_B=lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = mfcc(waves[row : row + 1, :length], hop_ms=hop_ms)[0]
+        assert len(alone) == clock.num_frames(length)
+        torch.testing.assert_close(found[row, : len(alone)], alone, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_features_of_the_cpu() -> None:

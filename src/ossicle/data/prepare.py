@@ -1,77 +1,83 @@
-"""From a corpus to a dataset on disk: shards by a pool of processes, an index a split, and a card.
+"""From a corpus to a dataset on disk: shards by processes on one machine or many, an index a split, and a card.
 
 Every shard is a job with a fingerprint of all that decides its bytes. A finished job leaves a record beside the shards;
-a run that is killed and started again redoes only jobs without one, and ends with the same bytes.
+a run that is killed and started again redoes only jobs without one, and ends with the same bytes. Tasks that share the
+directory take jobs by turns, and whichever finds all jobs finished writes the card. Claims spare them double work where
+files can be locked; without, two tasks may write one shard, with the same bytes, each in one step.
 """
 
-import dataclasses
-import fcntl
-import hashlib
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import re
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-
-from ossicle.core.errors import DataError
+from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.files import hash_json, read_json, write_json
-from ossicle.data.card import FORMAT, Record, Summary, read_summary, write_card
-from ossicle.data.index import CARD_NAME, DatasetIndex
+from ossicle.data.card import QUARANTINE_NAME, Summary, read_summary, write_card
+from ossicle.data.claims import Claims
+from ossicle.data.codecs import Codec, codec_named
+from ossicle.data.index import CARD_NAME
+from ossicle.data.jobs import FORMAT, PLANS, RECORDS, Job, JobPlan, make_plan
 from ossicle.data.quarantine import Quarantine
-from ossicle.data.shards import (
-    Member,
-    digest_bytes,
-    hashed_part,
-    naming_full_disk,
-    open_shard,
-    remove_parts,
-    shard_name,
-)
-from ossicle.data.utterance import Corpus, Source
+from ossicle.data.records import Record, read_record
+from ossicle.data.shards import naming_full_disk, remove_parts, shard_name
+from ossicle.data.utterance import Corpus
+from ossicle.data.verify import verify
+from ossicle.data.workers import LOCK, run_jobs
 
-QUARANTINE_NAME = "quarantine.jsonl"
-_RECORDS = ".records"
-_LOCK, _WORKERS_LOCK = ".lock", ".workers.lock"
+__all__ = ["Preparation", "Share", "prepare", "verify"]
+
+SESSION_NAME = "session.json"
+_PLAN_CLAIM, _CARD_CLAIM = 2**40, 2**40 + 1  # above any job's number
+_STALE_S = 3600.0
 _LOG = logging.getLogger(__name__)
-_SAFE_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    split: str
-    number: int
-    sources: tuple[Source, ...]
-    fingerprint: str
+class Share:
+    """What one task of several does: every ``parts``-th job.
 
-    def shard_path(self, output: Path) -> Path:
-        return output / self.split / shard_name(self.number)
+    Args:
+        part: This task's number, from 0.
+        parts: How many tasks there are.
+        session: What the tasks that were started together have in common, and no other does: the first of them lists
+            the corpus for all. None lists it anew.
 
-    def record_path(self, output: Path) -> Path:
-        return output / _RECORDS / self.split / f"{self.number:06d}.json"
+    Raises:
+        ConfigError: There is no such part.
+    """
+
+    part: int = 0
+    parts: int = 1
+    session: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a part that is none."""
+        if not 0 <= self.part < self.parts:
+            problem = f"part={self.part} of parts={self.parts} does not exist"
+            raise ConfigError(problem, "parts are numbered from 0 to parts - 1")
+
+    def has(self, job: Job) -> bool:
+        """Whether a job is this task's."""
+        return job.place % self.parts == self.part
+
+    @property
+    def log_name(self) -> str:
+        """Where this task names bad inputs as they come; the last task gathers them in quarantine.jsonl."""
+        return QUARANTINE_NAME if self.parts == 1 else f"quarantine-{self.part}-of-{self.parts}.jsonl"
 
 
 def prepare(
-    corpus: Corpus,
-    output: Path,
-    *,
-    shard_s: float,
-    workers: int,
-    max_bad_fraction: float,
-    audio_format: Literal["FLAC"] = "FLAC",
+    corpus: Corpus, output: Path, *, shard_s: float, workers: int, max_bad_fraction: float, audio_format: str = "flac"
 ) -> Summary:
     """Write a corpus as shards with an index; what is finished already is kept.
 
-    Two processes that prepare one directory take turns, and the second finds the work done.
+    Two processes that prepare one directory share the work, and both end with the whole dataset.
 
     Args:
         corpus: What to prepare.
@@ -79,253 +85,237 @@ def prepare(
         shard_s: About how many seconds of audio go to a shard.
         workers: Processes that load and encode; 1 works in this process.
         max_bad_fraction: Fraction of inputs that may be bad before the run stops.
-        audio_format: How audio is encoded.
+        audio_format: How audio is stored: flac, opus or pcm.
 
     Raises:
+        ConfigError: There is no such format.
         DataError: The corpus is empty, too much of it is bad, the output holds another dataset, or the disk is full.
     """
-    jobs = _plan(corpus, shard_s, audio_format)
-    fingerprint = hash_json([job.fingerprint for job in jobs])
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{output} cannot be made: {error}", "name another output") from error
-    with _only_one(output):
-        _wait_for_orphans(output)
-        _refuse_other(output, fingerprint)
-        _sweep(output, jobs)
-        pending = [job for job in jobs if _finished(job, output) is None]
-        if not pending and (output / CARD_NAME).exists():
-            _LOG.info("%s is complete", output)
-            return read_summary(output)
-        (output / CARD_NAME).unlink(missing_ok=True)
-        (output / QUARANTINE_NAME).unlink(missing_ok=True)
-        _LOG.info("%d of %d shards are to be written to %s", len(pending), len(jobs), output)
-        records = _run(corpus, jobs, output, workers, Quarantine(output / QUARANTINE_NAME, max_bad_fraction))
-        with naming_full_disk(output):
-            return write_card(output, corpus.name, audio_format, fingerprint, records)
+    preparation = Preparation(corpus, output, shard_s, max_bad_fraction, audio_format)
+    summary = preparation.run(Share(), workers)
+    if summary is None:
+        raise DataError(f"shards of {output} vanished while it was prepared", "run the same command again")
+    return summary
 
 
-def verify(output: Path) -> int:
-    """Read every utterance of a dataset again and compare it with the digest that was written.
+class Preparation:
+    """A corpus to be written to a directory, by this task and perhaps by others.
 
-    Returns:
-        How many utterances were read.
+    Args:
+        corpus: What to prepare.
+        output: The dataset's directory.
+        shard_s: About how many seconds of audio go to a shard.
+        max_bad_fraction: Fraction of inputs that may be bad before the run stops.
+        audio_format: How audio is stored: flac, opus or pcm.
 
     Raises:
-        DataError: Some differ; the first ones are named.
+        ConfigError: There is no such format.
     """
-    damaged: list[str] = []
-    total = 0
-    for split in read_summary(output).splits:
-        index = DatasetIndex.load(output, split)
-        total += index.num_utterances
-        damaged.extend(_damaged(index))
-    if damaged:
-        problem = f"{len(damaged)} parts of {output} differ from what was written: {', '.join(damaged[:10])}"
-        raise DataError(problem, f"delete their shards and {output / CARD_NAME}, then prepare again")
-    return total
 
+    def __init__(
+        self, corpus: Corpus, output: Path, shard_s: float, max_bad_fraction: float, audio_format: str = "flac"
+    ) -> None:
+        self.corpus = corpus
+        self.output = output
+        self.shard_s = shard_s
+        self.max_bad_fraction = max_bad_fraction
+        self.codec: Codec = codec_named(audio_format)
 
-def _damaged(index: DatasetIndex) -> Iterator[str]:
-    """Name every utterance whose audio differs, and every shard whose metadata does."""
-    entries = read_json(index.path / CARD_NAME)["splits"][index.split]["shards"]
-    for shard, entry in enumerate(entries):
-        content = hashlib.blake2b(digest_size=16)
-        for row in np.flatnonzero(index.rows["shard"] == shard).tolist():
-            meta, digest = index.read_meta_bytes(row), int(index.rows[row]["digest"])
-            content.update(hashed_part(digest, meta))
-            if digest_bytes(index.read_audio(row)) != digest:
-                yield f"the audio of {index.split} row {row} in {entry['name']}"
-        if content.hexdigest() != entry["content_hash"]:
-            yield f"the metadata in {index.split}/{entry['name']}"
+    def run(self, share: Share, workers: int) -> Summary | None:
+        """Do a share of the jobs, and write the card if that was the last of them.
 
+        Args:
+            share: Which jobs.
+            workers: Processes that load and encode; 1 works in this process.
 
-def _plan(corpus: Corpus, shard_s: float, audio_format: str) -> list[_Job]:
-    splits: dict[str, list[list[Source]]] = {}
-    filled: dict[str, float] = {}
-    seen: set[str] = set()
-    for source in corpus.sources():
-        if source.name in seen:
-            problem = f"the corpus {corpus.name} names two sources {source.name!r}"
-            raise DataError(problem, "give every utterance its own name")
-        if not _SAFE_SPLIT.fullmatch(source.split):
-            problem = f"{source.name} belongs to the split {source.split!r}, which is no folder name"
-            raise DataError(problem, "name splits with letters, digits, - and _")
-        seen.add(source.name)
-        shards = splits.setdefault(source.split, [])
-        if not shards or filled[source.split] >= shard_s:
-            shards.append([])
-            filled[source.split] = 0.0
-        shards[-1].append(source)
-        filled[source.split] += source.seconds
-    if not splits:
-        raise DataError(f"the corpus {corpus.name} has no audio", "point it at a folder with audio files")
-    settings = {"format": FORMAT, "corpus": corpus.name, "audio_format": audio_format}
-    return [
-        _Job(split, number, tuple(sources), _fingerprint(settings, split, number, sources))
-        for split, shards in splits.items()
-        for number, sources in enumerate(shards)
-    ]
+        Returns:
+            What the dataset holds, or None where other tasks have jobs left.
 
-
-def _fingerprint(settings: Mapping[str, object], split: str, number: int, sources: Sequence[Source]) -> str:
-    listed = [dataclasses.asdict(source) for source in sources]
-    return hash_json({**settings, "split": split, "number": number, "sources": listed}, length=32)
-
-
-@contextmanager
-def _only_one(output: Path) -> Generator[None]:
-    """Hold the directory's lock, and wait for it where another process holds it."""
-    with (output / _LOCK).open("a") as file:
+        Raises:
+            DataError: See :func:`prepare`.
+        """
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _LOG.info("another process prepares %s: waiting for it", output)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _refuse_other(output: Path, fingerprint: str) -> None:
-    if not (output / CARD_NAME).exists():
-        return
-    try:
-        found = read_json(output / CARD_NAME)["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        mend = "delete it and prepare again: good shards are kept"
-        raise DataError(f"{output / CARD_NAME} cannot be read: {error}", mend) from error
-    if found != fingerprint:
-        problem = f"{output} holds a dataset that was prepared from other sources or settings"
-        mend = f"name another output, or delete {output / CARD_NAME}: shards that stay the same are then kept"
-        raise DataError(problem, mend)
-
-
-def _sweep(output: Path, jobs: Iterable[_Job]) -> None:
-    """Remove what killed writers left, and shards of an earlier plan that this one does not have."""
-    planned = {job.record_path(output) for job in jobs}
-    for record in (output / _RECORDS).glob("*/*.json"):
-        if record not in planned:
-            (output / record.parent.name / shard_name(int(record.stem))).unlink(missing_ok=True)
-            record.unlink()
-    for folder in {output, *(path.parent for path in planned), *(output / job.split for job in jobs)}:
-        remove_parts(folder)
-
-
-def _finished(job: _Job, output: Path) -> Record | None:
-    """The record of a job that is done: of this fingerprint, with a shard of the size that was written."""
-    try:
-        value = read_json(job.record_path(output))
-        if value["fingerprint"] != job.fingerprint:
-            return None
-        members = tuple(Member(*member) for member in value["members"])
-        bad = tuple((str(name), str(reason)) for name, reason in value["bad"])
-        record = Record(job.split, job.number, value["bytes"], value["content_hash"], members, bad)
-        whole = not members or job.shard_path(output).stat().st_size == record.bytes
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        _LOG.warning("%s is damaged (%s): its shard is written again", job.record_path(output), error)
-        return None
-    return record if whole else None
-
-
-def _run(corpus: Corpus, jobs: list[_Job], output: Path, workers: int, quarantine: Quarantine) -> list[Record]:
-    records: list[Record] = []
-    with ExitStack() as stack:
-        results = _results(stack, corpus, jobs, output, workers)
-        for job in jobs:
-            record = _finished(job, output) or results(job)
-            quarantine.ok(len(record.members))
-            for name, reason in record.bad:
-                quarantine.add(name, reason)
-            records.append(record)
-            _LOG.info("shard %d of %d: %s, %d utterances", len(records), len(jobs), job.split, len(record.members))
-    if not any(record.members for record in records):
-        problem = f"nothing in the corpus {corpus.name} can be used: all {quarantine.num_bad} inputs are bad"
-        raise DataError(problem, f"read the reasons in {output / QUARANTINE_NAME}")
-    return records
-
-
-def _results(
-    stack: ExitStack, corpus: Corpus, jobs: list[_Job], output: Path, workers: int
-) -> Callable[[_Job], Record]:
-    """Start the pending jobs, and return what waits for the record of one."""
-    pending = [job for job in jobs if _finished(job, output) is None]
-    if workers <= 1 or len(pending) <= 1:
-        return lambda job: write_shard(corpus, job, output)
-    # workers start from a server without threads that has imported all: a fork of this process, which may run threads,
-    # can hang, and to import anew in every worker takes seconds each
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, type(corpus).__module__])
-    num_workers = min(workers, len(pending))
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(corpus, output))
-    stack.callback(pool.shutdown, cancel_futures=True)
-    futures = {(job.split, job.number): pool.submit(_work, job, output) for job in pending}
-
-    def wait(job: _Job) -> Record:
-        try:
-            return futures[job.split, job.number].result()
-        except BrokenProcessPool as error:
-            problem = "a process that prepared a shard died; it may have run out of memory"
-            mend = "run the same command again, with fewer workers: finished shards are kept"
-            raise DataError(problem, mend) from error
-
-    return wait
-
-
-_corpora: list[Corpus] = []
-"""The corpus of a worker process: sent once, not with every job."""
-
-
-def _start_worker(corpus: Corpus, output: Path) -> None:
-    _corpora[:] = [corpus]
-    lock = os.open(output / _WORKERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)  # held until this process ends
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    """End this process when its parent does: the pool would leave it waiting for ever."""
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _wait_for_orphans(output: Path) -> None:
-    """Wait until no worker of a killed run writes here any more."""
-    with (output / _WORKERS_LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _work(job: _Job, output: Path) -> Record:
-    return write_shard(_corpora[0], job, output)
-
-
-def write_shard(corpus: Corpus, job: _Job, output: Path) -> Record:
-    """Load a job's sources, write the good ones to its shard, and leave a record that it is done."""
-    path = job.shard_path(output)
-    bad: list[tuple[str, str]] = []
-    writer = None
-    with ExitStack() as stack:
-        for source in job.sources:
+            (self.output / PLANS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.output} cannot be made: {error}", "name another output") from error
+        with naming_full_disk(self.output):
             try:
-                for sample in corpus.samples(source):
-                    if writer is None:  # a job without a good source leaves no empty shard
-                        writer = stack.enter_context(open_shard(path))
-                    writer.write(sample)
-            except DataError as error:
-                bad.append((source.name, error.problem))
-    members = () if writer is None else tuple(writer.members)
-    size = path.stat().st_size if writer else 0
-    content_hash = writer.content_hash if writer else ""
-    value = {
-        "fingerprint": job.fingerprint,
-        "bytes": size,
-        "content_hash": content_hash,
-        "bad": bad,
-        "members": [dataclasses.astuple(member) for member in members],
-    }
-    with naming_full_disk(job.record_path(output)):
-        write_json(job.record_path(output), value)
-    return Record(job.split, job.number, size, content_hash, members, tuple(bad))
+                plan = self._plan(share)
+            except DataError:
+                self._leave_nothing()
+                raise
+            if self._is_complete(plan):
+                _LOG.info("%s is complete", self.output)
+                (self.output / PLANS / SESSION_NAME).unlink(missing_ok=True)
+                return read_summary(self.output)
+            jobs_of = Counter(job.split for job in plan.jobs())
+            _remove_stale_parts(self._folders(jobs_of))
+            self._do(plan, share, workers)
+            return self._finish(plan, jobs_of)
+
+    def _plan(self, share: Share) -> JobPlan:
+        """List the corpus, or take the list that another task of the session has made."""
+        folder = self.output / PLANS
+        corpus = (self.corpus.name, self.corpus.treatment)
+        key = hash_json([FORMAT, share.session, corpus, self.codec.name, self.shard_s], length=32)
+        with Claims(self.output / LOCK) as claims, claims.hold(_PLAN_CLAIM, wait=True):
+            if share.session is not None and (found := _read_session(folder, key)) is not None:
+                return found
+            _LOG.info("listing the corpus %s", self.corpus.name)
+            plan = make_plan(self.corpus, folder, shard_s=self.shard_s, audio_format=self.codec.name)
+            _LOG.info("%s sources in %s shards", f"{plan.num_sources:,}", f"{plan.num_jobs:,}")
+            if share.session is not None:
+                facts = {"key": key, "plan": plan.fingerprint, "jobs": plan.num_jobs, "sources": plan.num_sources}
+                write_json(folder / SESSION_NAME, facts)
+            return plan
+
+    def _leave_nothing(self) -> None:
+        """Remove the directory again where nothing is in it: the corpus was refused."""
+        with suppress(OSError):  # another task lists the corpus at this moment
+            if {path.name for path in self.output.iterdir()} <= {PLANS, LOCK}:
+                (self.output / PLANS).rmdir()
+                (self.output / LOCK).unlink(missing_ok=True)
+                self.output.rmdir()
+
+    def _is_complete(self, plan: JobPlan) -> bool:
+        """Whether the whole dataset is there; a card without all its shards is taken away."""
+        card = self.output / CARD_NAME
+        if not card.exists():
+            return False
+        try:
+            fingerprint = read_json(card)["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            mend = "delete it and prepare again: good shards are kept"
+            raise DataError(f"{card} cannot be read: {error}", mend) from error
+        if fingerprint != plan.fingerprint:
+            problem = f"{self.output} holds a dataset that was prepared from other sources or settings"
+            mend = f"name another output, or delete {card}: shards that stay the same are then kept"
+            raise DataError(problem, mend)
+        if all(read_record(job, self.output) is not None for job in plan.jobs()):
+            return True
+        card.unlink(missing_ok=True)
+        return False
+
+    def _do(self, plan: JobPlan, share: Share, workers: int) -> None:
+        """Do what is not done of a share: first what nobody is at, then, with patience, what others had claimed."""
+        log = self.output / share.log_name
+        log.unlink(missing_ok=True)
+        quarantine = Quarantine(log, self.max_bad_fraction)
+        num_mine = sum(share.has(job) for job in plan.jobs())
+        ended = 0
+        claimed: set[int] = set()
+
+        def is_due(job: Job, chosen: set[int] | None) -> bool:
+            if not share.has(job) or (chosen is not None and job.place not in chosen):
+                return False
+            record = read_record(job, self.output)
+            if record is not None:
+                count(job, len(record.members), record.bad)
+            return record is None
+
+        def count(job: Job, num_good: int, bad: tuple[tuple[str, str], ...]) -> None:
+            nonlocal ended
+            ended += 1
+            quarantine.ok(num_good)
+            for name, reason in bad:
+                quarantine.add(name, reason)
+            _LOG.info("shard %d of %d: %s, %d utterances", ended, num_mine, job.name, num_good)
+
+        for chosen in (None, claimed):
+            works = plan.with_sources(partial(is_due, chosen=chosen))
+            patient = chosen is not None
+            outcomes = run_jobs(self.corpus, works, self.output, self.codec, workers=workers, patient=patient)
+            with closing(works), closing(outcomes):  # an error holds on to them, and they to open files
+                for outcome in outcomes:
+                    if outcome.claimed:
+                        claimed.add(outcome.job.place)
+                    else:
+                        count(outcome.job, outcome.num_good, outcome.bad)
+
+    def _finish(self, plan: JobPlan, jobs_of: Mapping[str, int]) -> Summary | None:
+        """Write the card if all jobs of all tasks are done; the same bytes, whoever does it."""
+        with Claims(self.output / LOCK) as claims, claims.hold(_CARD_CLAIM, wait=True):
+            for folder in self._folders(jobs_of):
+                _look_anew(folder)
+            try:
+                summary = write_card(
+                    self.output, self.corpus.name, self.codec.name, plan.fingerprint, self._records(plan)
+                )
+            except _UnfinishedError as unfinished:
+                _LOG.info("%s is not done yet: whoever does the last shard writes the card", unfinished)
+                return None
+            except FileNotFoundError:  # another task did the same at the same time, and has swept
+                if not self._is_complete(plan):
+                    raise
+                return read_summary(self.output)
+            self._sweep(plan, jobs_of)
+            return summary
+
+    def _records(self, plan: JobPlan) -> Iterator[Record]:
+        for job in plan.jobs():
+            record = read_record(job, self.output)
+            if record is None:
+                raise _UnfinishedError(job.name)
+            yield record
+
+    def _folders(self, jobs_of: Mapping[str, int]) -> list[Path]:
+        """Folders in which tasks write, those above others first."""
+        root = [self.output, self.output / PLANS, self.output / RECORDS]
+        return root + [folder / split for split in jobs_of for folder in (self.output, self.output / RECORDS)]
+
+    def _sweep(self, plan: JobPlan, jobs_of: Mapping[str, int]) -> None:
+        """Remove what killed writers and earlier plans have left."""
+        for record in (self.output / RECORDS).glob("*/*.json"):
+            split, number = record.parent.name, int(record.stem)
+            if number >= jobs_of.get(split, 0):
+                (self.output / split / shard_name(number)).unlink(missing_ok=True)
+                record.unlink(missing_ok=True)
+        for folder in self._folders(jobs_of):
+            remove_parts(folder)
+        for log in self.output.glob("quarantine-*-of-*.jsonl"):
+            log.unlink(missing_ok=True)
+        for other in (self.output / PLANS).iterdir():
+            if other != plan.path:
+                other.unlink(missing_ok=True)
+
+
+class _UnfinishedError(Exception):
+    """A job that is not done; its name is the message."""
+
+
+def _read_session(folder: Path, key: str) -> JobPlan | None:
+    """The plan that the session's first task made, if there is one."""
+    try:
+        facts = read_json(folder / SESSION_NAME)
+        plan = JobPlan(folder / f"{facts['plan']}.jsonl", facts["plan"], facts["jobs"], facts["sources"])
+        return plan if facts["key"] == key and plan.path.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or another's: the corpus is listed anew
+        return None
+
+
+def _remove_stale_parts(folders: Iterable[Path]) -> None:
+    """Remove half-written files that nobody has touched for an hour, by the clock of the file system itself."""
+    for folder in folders:
+        parts = list(folder.glob(".*.part"))
+        if parts:
+            now = _look_anew(folder)
+            for part in parts:
+                with suppress(FileNotFoundError):
+                    if now - part.stat().st_mtime > _STALE_S:
+                        part.unlink()
+
+
+def _look_anew(folder: Path) -> float:
+    """Make a network file system forget what it remembers of a folder, by a change to it, and tell the time there.
+
+    A node answers for a while from memory which files exist. Of two tasks that end at once each could then miss the
+    other's last shard, and neither would write the card.
+    """
+    if not folder.is_dir():
+        return 0.0
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".look.", suffix=".part")
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        Path(name).unlink(missing_ok=True)

@@ -40,9 +40,10 @@ class Quarantine:
         """
         self.num_bad += 1
         self.num_seen += 1
+        name, reason = (text.encode("utf-8", "backslashreplace").decode() for text in (name, reason))
         _LOG.warning("left out %s: %s", name, reason)
         if self.path is not None:
-            self._append(self.path, {"name": name, "reason": reason})
+            self._append(self.path, log_line(name, reason))
         if self.num_seen >= _MIN_SEEN and self.num_bad > self.max_fraction * self.num_seen:
             where = "" if self.path is None else f"; {self.path} names them"
             problem = f"{self.num_bad} of {self.num_seen} inputs are bad (the last: {name}: {reason}){where}"
@@ -53,11 +54,16 @@ class Quarantine:
         self.num_seen += n
 
     @staticmethod
-    def _append(path: Path, entry: dict[str, str]) -> None:
+    def _append(path: Path, line: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
+
+
+def log_line(name: str, reason: str) -> bytes:
+    """A bad input as a line of the log."""
+    entry = {"name": name, "reason": reason}
+    return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

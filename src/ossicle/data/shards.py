@@ -1,19 +1,19 @@
-"""Shards: plain webdataset tars of FLAC and JSON members, whole or absent, with the place of every member."""
+"""Shards: plain webdataset tars of audio and JSON members, whole or absent, with the place of every member."""
 
 import errno
 import hashlib
+import io
 import struct
+import tarfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
-
-from webdataset.writer import TarWriter
+from typing import IO
 
 from ossicle.core.errors import DataError
 from ossicle.core.files import atomic_write
-from ossicle.data.audio import encode_flac
+from ossicle.data.codecs import Codec, Flac
 from ossicle.data.utterance import Sample
 
 _BLOCK = 512
@@ -76,11 +76,14 @@ class ShardWriter:
 
     Args:
         file: Where the tar goes, opened for writing in binary and at its start.
+        codec: How audio is stored; None: FLAC.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        # webdataset passes each member's header and data through in order, so the offsets follow from the sizes
-        self._tar = TarWriter(cast("BinaryIO", file), encoder=False, mtime=0, user="", group="")
+    def __init__(self, file: IO[bytes], codec: Codec | None = None) -> None:
+        self._codec = codec or Flac()
+        # members as webdataset's writer makes them, which would load torch into every worker; a stream passes each
+        # header and data through in order, so the offsets follow from the sizes
+        self._tar = tarfile.open(fileobj=file, mode="w|")  # noqa: SIM115  closed by close()
         self._offset = 0
         self._hash = hashlib.blake2b(digest_size=16)
         self.members: list[Member] = []
@@ -91,12 +94,12 @@ class ShardWriter:
         return self._hash.hexdigest()
 
     def write(self, sample: Sample) -> None:
-        """Append a sample as the members KEY.flac and KEY.json."""
+        """Append a sample as the members KEY.SUFFIX, by the codec, and KEY.json."""
         utterance = sample.utterance
-        audio = encode_flac(sample.pcm_S)
+        audio = self._codec.encode(sample.pcm_S)
         meta = utterance.to_json()
-        self._tar.write({"__key__": utterance.key, "flac": audio, "json": meta})
-        # TarWriter orders members by their suffix: flac, then json
+        self._add(f"{utterance.key}.{self._codec.suffix}", audio)
+        self._add(f"{utterance.key}.json", meta)
         audio_offset = self._offset + _BLOCK
         meta_offset = audio_offset + _padded(len(audio)) + _BLOCK
         self._offset = meta_offset + _padded(len(meta))
@@ -105,20 +108,30 @@ class ShardWriter:
         place = (audio_offset, len(audio), meta_offset, len(meta))
         self.members.append(Member(*place, len(sample.pcm_S), utterance.speaker, utterance.language, digest))
 
+    def _add(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        member.mode = 0o444
+        self._tar.addfile(member, io.BytesIO(data))
+
     def close(self) -> None:
         """Write the tar's end."""
         self._tar.close()
 
 
 @contextmanager
-def open_shard(path: Path) -> Generator[ShardWriter]:
+def open_shard(path: Path, codec: Codec | None = None) -> Generator[ShardWriter]:
     """Write a shard that appears under its name only when the block ends well.
+
+    Args:
+        path: Where it goes.
+        codec: How audio is stored; None: FLAC.
 
     Raises:
         DataError: The disk is full; nothing half-written is left.
     """
     with naming_full_disk(path), atomic_write(path) as file:
-        writer = ShardWriter(file)
+        writer = ShardWriter(file, codec)
         try:
             yield writer
             writer.close()

@@ -109,9 +109,12 @@ class Corpus(ABC):
 
     Attributes:
         name: What the dataset is called.
+        treatment: What is done to recordings after they are read, where anything is: equal sources with another
+            treatment are other data.
     """
 
     name: str
+    treatment: str = ""
 
     @abstractmethod
     def sources(self) -> Iterator[Source]:

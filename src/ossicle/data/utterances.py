@@ -1,7 +1,7 @@
 """Whole utterances one after another: what labels and probes read."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +15,9 @@ from ossicle.data.quarantine import Quarantine
 from ossicle.data.utterance import Utterance
 
 _AHEAD = 8  # utterances decoded ahead of their use
+_MOST_PADDING = 0.2  # of the longest row of a batch
+
+Wave = NDArray[np.float32]
 
 
 def iterate_utterances(
@@ -45,30 +48,80 @@ def iterate_utterances(
 
 
 def decode_rows(
-    index: DatasetIndex, rows: Iterable[int], quarantine: Quarantine | None = None
+    index: DatasetIndex,
+    rows: Iterable[int],
+    quarantine: Quarantine | None = None,
+    *,
+    ahead: int = _AHEAD,
+    threads: int = 1,
 ) -> Iterator[tuple[int, NDArray[np.float32] | None]]:
-    """Decode whole utterances in a given order, a few ahead on another thread.
+    """Decode whole utterances in a given order, a few ahead on other threads.
 
     Args:
         index: The split.
         rows: Rows of the index.
         quarantine: Takes the utterances that cannot be read; None lets the error stop.
+        ahead: How many are decoded ahead of their use.
+        threads: Threads that decode: libsndfile leaves the interpreter to others.
 
     Yields:
         Row, and its samples, float32, shape (S,), or None where it could not be read.
     """
-    with ThreadPoolExecutor(1) as decoder:
+    with ThreadPoolExecutor(threads) as decoder:
         waiting: deque[tuple[int, Future[NDArray[np.float32]]]] = deque()
         try:
             for row in rows:
                 waiting.append((row, _submit(decoder, index, row)))
-                if len(waiting) > _AHEAD:
+                if len(waiting) > ahead:
                     yield _result(*waiting.popleft(), index, quarantine)
             while waiting:
                 yield _result(*waiting.popleft(), index, quarantine)
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def length_batches(index: DatasetIndex, rows: Sequence[int], batch_s: float) -> list[list[int]]:
+    """Whole utterances in batches of like lengths, longest first: at most a fifth of a row is padding.
+
+    Args:
+        index: The split.
+        rows: Rows of the index.
+        batch_s: Audio in a padded batch, in seconds, at most; a longer utterance is a batch of its own.
+    """
+    room = batch_s * index.rate_hz
+    samples = index.rows["samples"]
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(rows, key=lambda row: (-int(samples[row]), row)):
+        full = not batches or (len(batches[-1]) + 1) * longest > room
+        if full or samples[row] < (1 - _MOST_PADDING) * longest:
+            batches.append([])
+            longest = int(samples[row])
+        batches[-1].append(row)
+    return batches
+
+
+def decode_batches(
+    index: DatasetIndex, batches: Sequence[Sequence[int]], quarantine: Quarantine | None = None, *, threads: int = 1
+) -> Iterator[list[tuple[int, Wave]]]:
+    """Decode batches of whole utterances, the next one while the last is used.
+
+    Args:
+        index: The split.
+        batches: Rows of the index by batch.
+        quarantine: Takes the utterances that cannot be read, which their batch then lacks; None lets the error stop.
+        threads: Threads that decode.
+
+    Yields:
+        Rows with their samples, float32, shape (S,).
+    """
+    ahead = max((len(batch) for batch in batches), default=0)
+    rows = (row for batch in batches for row in batch)
+    found = decode_rows(index, rows, quarantine, ahead=max(ahead, _AHEAD), threads=threads)
+    for batch in batches:
+        decoded = [next(found) for _ in batch]
+        yield [(row, wave_S) for row, wave_S in decoded if wave_S is not None]
 
 
 def _submit(decoder: ThreadPoolExecutor, index: DatasetIndex, row: int) -> Future[NDArray[np.float32]]:

@@ -27,6 +27,8 @@ COMMANDS = {
 
 BENCHES = {
     "data": "the reader: audio-seconds a second by stage, beside libsndfile, webdataset, datasets and lhotse",
+    "step": "the bare training step of any composition, or of several: speed, FLOP/s, MFU, memory, energy",
+    "peers": "HuBERT's training step beside transformers, torchaudio, speechbrain and minimal-hubert",
     "mixer": "every mixer over growing lengths: time, memory, multiply-accumulates and the exponent of growth",
 }
 

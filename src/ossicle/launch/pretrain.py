@@ -105,7 +105,7 @@ def train_one(config: Config, run: "Run", place: Path, before: Path | None, *, f
     changed = dict(config)
     if run.max_steps is not None:
         changed["max_steps"] = run.max_steps
-    if run.clusters is not None:
+    if run.clusters is not None and not labels_stated(changed["data"]):
         target = changed["target"]
         changed["target"] = {**target, "num_classes": run.clusters}
     data = changed["data"]

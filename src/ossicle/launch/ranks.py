@@ -49,12 +49,13 @@ def needs_ranks(config: Config) -> bool:
     return True
 
 
-def run_ranks(config: Config, directory: Path) -> None:
+def run_ranks(config: Config, directory: Path, program: str = "ossicle.launch.ranks") -> None:
     """Run every rank of a run as a process of its own, and wait for all.
 
     Args:
         config: The resolved config, which lies in ``directory`` as well.
         directory: The run directory.
+        program: The module that each rank runs, with the directory as its argument.
 
     Raises:
         RankError: A rank ended badly; the others were ended too.
@@ -64,7 +65,7 @@ def run_ranks(config: Config, directory: Path) -> None:
         port = free.getsockname()[1]
     size = world_size(config)
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    command = [sys.executable, "-m", "ossicle.launch.ranks", str(directory)]
+    command = [sys.executable, "-m", program, str(directory)]
     ranks = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})  # noqa: S603  our own module
         for rank in range(size)

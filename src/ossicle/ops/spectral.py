@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
-from ossicle.core.shapes import Float
+from ossicle.core.shapes import Float, Int
 from ossicle.ops.filterbank import cosine_transform, mel_filters, povey_window
 from ossicle.ops.framing import slice_frames
 
@@ -89,6 +89,7 @@ def mfcc(
     window_ms: float = 25.0,
     hop_ms: float = 10.0,
     rate_hz: int = 16_000,
+    lengths_B: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B T C"]:
     """Kaldi's MFCC with first and second differences, shape (B, T, 3 * num_cepstra): 39 as HuBERT clusters them.
 
@@ -102,6 +103,8 @@ def mfcc(
         window_ms: Length of a frame.
         hop_ms: Distance between frames: 20 gives 50 frames a second.
         rate_hz: Samples a second.
+        lengths_B: Where rows are padded, the samples of each that are real: the differences at a row's end see that
+            end, and what follows it means nothing. Each row has a frame at least.
 
     Raises:
         ConfigError: If window or hop is no whole number of samples.
@@ -110,7 +113,15 @@ def mfcc(
     table = cosine_transform(num_cepstra, num_mels, LIFTER, str(mels.device))
     with torch.autocast(mels.device.type if mels.device.type != "meta" else "cpu", enabled=False):
         cepstra = mels @ table
+    if lengths_B is None:
+        first = differences(cepstra)
+        return torch.cat([cepstra, first, differences(first)], -1)
+    clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
+    last_B = (lengths_B.to(cepstra.device) - clock.kernel_samples).div(clock.stride_samples, rounding_mode="floor")
+    held_BT1 = torch.minimum(torch.arange(cepstra.shape[1], device=cepstra.device), last_B[:, None])[..., None]
+    cepstra = cepstra.gather(1, held_BT1.expand_as(cepstra))
     first = differences(cepstra)
+    first = first.gather(1, held_BT1.expand_as(first))
     return torch.cat([cepstra, first, differences(first)], -1)
 
 

@@ -1,14 +1,13 @@
 """k-means labels of a split: fitted on a sample of frames, assigned to all, streaming; only labels are written.
 
-The labels of masked prediction (HuBERT, arXiv 2106.07447, section 3.1), and how well they tell phones apart.
+The labels of masked prediction (HuBERT, arXiv 2106.07447, section 3.1).
 """
 
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,268 +16,205 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ossicle.core.clock import FrameClock
-from ossicle.core.errors import ConfigError, DataError
-from ossicle.core.files import atomic_write, hash_json
-from ossicle.core.seeds import numpy_generator
+from ossicle.core.errors import ConfigError
+from ossicle.core.files import atomic_write, hash_file, hash_json
+from ossicle.core.peers import Alone, Peers
 from ossicle.data.index import DatasetIndex
 from ossicle.data.labels import MAX_CLASSES, LabelCard, LabelSet, LabelWriter, is_finished
 from ossicle.data.quarantine import Quarantine
-from ossicle.data.utterances import decode_rows
-from ossicle.ops.kmeans import assign, kmeans
+from ossicle.ops.kmeans import Refine, assign, kmeans, lloyd, mini_batch
+from ossicle.stage.frames import Features, packed_frames
+from ossicle.stage.quality import entropy_nats
+from ossicle.stage.sampling import draw_sample
 
-Extract = Callable[[Tensor], Tensor]
-"""Waveform, float32 on the CPU, shape (1, S), to frames on any device, shape (T, D), with T as the clock says."""
+FITS: Mapping[str, Refine] = {"lloyd": lloyd, "minibatch": mini_batch}
 
 _CENTROIDS = "centroids.npy"
-_SPREAD = 4  # a sample of 1 frame in n is taken from about 4 utterances in n, a quarter of each
 _LOG = logging.getLogger(__name__)
 
 
-def label_path(
-    index: DatasetIndex,
-    clock: FrameClock,
-    out_root: Path,
-    *,
-    clusters: int,
-    sample_frames: int,
-    seed: int,
-    source: Mapping[str, object],
-) -> Path:
-    """Where :func:`make_labels` puts the labels of the same arguments: named by the hash of all that decides them."""
-    recipe = {
-        "source": dict(source),
+@dataclass(frozen=True, slots=True)
+class LabelRecipe:
+    """All that decides a split's labels beside the split and the clock.
+
+    Args:
+        source: Names the features exactly.
+        clusters: Clusters (K).
+        sample_frames: Frames that the clusters are fitted on; all where the split has fewer.
+        seed: Determines the sample and the clusters.
+        fit: How clusters are fitted, a key of :data:`FITS`.
+        centroids: A label set of the same features whose centroids are taken, and none fitted; None to fit.
+
+    Raises:
+        ConfigError: More clusters than labels can name or sampled frames there are, or no such fit.
+    """
+
+    source: Mapping[str, object]
+    clusters: int
+    sample_frames: int
+    seed: int
+    fit: str = "lloyd"
+    centroids: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out."""
+        if not 1 < self.clusters <= MAX_CLASSES:
+            raise ConfigError(
+                f"clusters={self.clusters} is not in [2, {MAX_CLASSES}]", "labels are kept as 16-bit integers"
+            )
+        if self.sample_frames < self.clusters:
+            raise ConfigError(
+                f"sample_frames={self.sample_frames} cannot make {self.clusters} clusters", "sample more frames"
+            )
+        if self.fit not in FITS:
+            raise ConfigError(f"fit={self.fit} is unknown", f"choose from: {', '.join(FITS)}")
+
+    def clustering(self) -> dict[str, object]:
+        """All that decides the centroids beside the data: how they are fitted, or the hash of those that are taken.
+
+        Raises:
+            ConfigError: The label set whose centroids are to be taken is of other features or another number of them.
+        """
+        if self.centroids is None:
+            return {"sample_frames": self.sample_frames, "seed": self.seed, "fit": self.fit}
+        card = LabelSet.load(self.centroids).card
+        if dict(card.source) != dict(self.source) or card.num_classes != self.clusters:
+            raise ConfigError(
+                f"{self.centroids} has {card.num_classes} clusters of {dict(card.source)}, and {self.clusters} of"
+                f" {dict(self.source)} are wanted",
+                f"ask for the same features and clusters={card.num_classes}",
+            )
+        return {"centroids": hash_file(self.centroids / _CENTROIDS)}
+
+
+def label_path(index: DatasetIndex, clock: FrameClock, out_root: Path, recipe: LabelRecipe) -> Path:
+    """Where :func:`make_labels` puts labels: named by the hash of all that decides them."""
+    everything = {
+        "source": dict(recipe.source),
+        "clusters": recipe.clusters,
+        **recipe.clustering(),
         "clock": asdict(clock),
         "data": index.content_hash,
-        "clusters": clusters,
-        "sample_frames": sample_frames,
-        "seed": seed,
     }
-    return Path(out_root) / f"{index.split}-{clusters}-{hash_json(recipe)}"
+    return Path(out_root) / f"{index.split}-{recipe.clusters}-{hash_json(everything)}"
 
 
 @torch.no_grad()
 def make_labels(
     index: DatasetIndex,
-    extract: Extract,
-    clock: FrameClock,
+    features: Features,
     out_root: Path,
+    recipe: LabelRecipe,
     *,
-    clusters: int,
-    sample_frames: int,
-    seed: int,
-    source: Mapping[str, object],
+    peers: Peers | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Path:
     """Cluster a split's frames and label every one. What is already there is not made again.
 
-    Two passes: one over as few utterances as give the sample, one over all. A killed run goes on at the shard that it
-    was in; utterances that cannot be read have no labels and are named in ``quarantine.jsonl``.
+    Two passes: one over as few utterances as give the sample, one over all. Shard s belongs to rank s modulo the number
+    of ranks, which decides nothing but the time. A killed run goes on at the shards that it was in; utterances that
+    cannot be read have no labels and are named in ``quarantine.jsonl``.
 
     Args:
         index: The split.
-        extract: Makes an utterance's frames: waveform (1, S) to (T, D).
-        clock: The clock of those frames.
+        features: What is clustered.
         out_root: Labels go to a directory in here: see :func:`label_path`.
-        clusters: Clusters (K).
-        sample_frames: Frames that the clusters are fitted on, about; all where the split has fewer.
-        seed: Determines the sample and the clusters.
-        source: Names the features exactly; part of the directory's hash and of the card.
+        recipe: How they are clustered.
+        peers: The ranks that share the work, each of which calls this; None where there is one.
         max_bad_fraction: Share of unreadable utterances above which labelling stops.
 
     Returns:
         The directory, a :class:`~ossicle.data.labels.LabelSet`.
 
     Raises:
-        ConfigError: More clusters than labels can name or frames there are, or frames off the clock.
-        DataError: Too many utterances cannot be read.
+        ConfigError: Fewer frames than clusters, or frames off the clock.
+        DataError: Too many utterances cannot be read, or features are not finite.
     """
-    path = label_path(index, clock, out_root, clusters=clusters, sample_frames=sample_frames, seed=seed, source=source)
-    if is_finished(path):
+    peers = peers or Alone()
+    path = label_path(index, features.clock, out_root, recipe)
+    if peers.told_by(0, is_finished(path)):
         return path
-    if not 1 < clusters <= MAX_CLASSES:
-        raise ConfigError(f"clusters={clusters} is not in [2, {MAX_CLASSES}]", "labels are kept as 16-bit integers")
-    if sample_frames < clusters:
-        raise ConfigError(f"sample_frames={sample_frames} cannot make {clusters} clusters", "sample more frames")
     began = time.perf_counter()
-    centroids_VD = _fitted(path, index, extract, clock, clusters=clusters, sample_frames=sample_frames, seed=seed)
-    _LOG.info("%s: %d clusters fitted in %.1f s", path.name, clusters, time.perf_counter() - began)
+    centroids_VD = _fitted(path, index, features, recipe, peers)
+    if peers.rank == 0:
+        _LOG.info("%s: %d clusters fitted in %.1f s", path.name, recipe.clusters, time.perf_counter() - began)
     writer = LabelWriter(path, index)
     quarantine = Quarantine(path / "quarantine.jsonl", max_bad_fraction)
-    counts_V = np.zeros(clusters, dtype=np.int64)
-    inertia_sum = 0.0
-    for shard in range(writer.num_shards):
+    for shard in range(peers.rank, writer.num_shards, peers.size):
         if not writer.has_shard(shard):
-            _label_shard(writer, shard, index, extract, clock, centroids_VD=centroids_VD, quarantine=quarantine)
-        counts_V += np.bincount(writer.read_shard(shard), minlength=clusters)
-        inertia_sum += writer.read_total(shard)
-    details = {"seed": seed, "sample_frames": sample_frames, "dim": centroids_VD.shape[1]}
-    card = _card(index, clock, counts_V, inertia_sum, source=source, details=details)
-    writer.finish(replace(card, seconds=round(time.perf_counter() - began, 3)))
+            _label_shard(writer, shard, index, features, centroids_VD=centroids_VD, quarantine=quarantine)
+    peers.wait()
+    if peers.rank == 0:
+        card = _card(index, features, writer, recipe, dim=centroids_VD.shape[1])
+        writer.finish(replace(card, seconds=round(time.perf_counter() - began, 3)))
+    peers.wait()
     return path
 
 
-def label_quality(label_set: LabelSet, index: DatasetIndex) -> dict[str, float]:
-    """How labels and phones go together, over the frames of utterances that have phones.
-
-    HuBERT, arXiv 2106.07447, section IV-D: with p(y, z) the joint frequency of phone y and label z, phone purity is the
-    sum over z of max_y p(y, z), cluster purity the sum over y of max_z p(y, z), and PNMI is I(y; z) / H(y). A frame's
-    phone is the one that covers its centre; frames of no phone do not count.
-
-    Args:
-        label_set: Labels of the split.
-        index: The split.
-
-    Returns:
-        ``purity``, ``cluster_purity``, ``pnmi``, the labels' ``entropy`` in nats, and ``frames``, how many counted.
-
-    Raises:
-        DataError: The labels are of other data, or no frame has a phone.
-    """
-    label_set.check(index, label_set.card.clock)
-    joint: Counter[tuple[str, int]] = Counter()
-    for row in range(index.num_utterances):
-        phones = index.read_meta(row).phones
-        labels_T = label_set.utterance(row)
-        if not phones or len(labels_T) == 0:
-            continue
-        clock = label_set.card.clock
-        centres_T = clock.centre_samples(0) + clock.stride_samples * np.arange(len(labels_T))
-        starts, ends = np.array([phone.start for phone in phones]), np.array([phone.end for phone in phones])
-        places_T = np.searchsorted(starts, centres_T, side="right") - 1
-        inside_T = (places_T >= 0) & (centres_T < ends[places_T])
-        pairs = zip(places_T[inside_T].tolist(), labels_T[inside_T].tolist(), strict=True)
-        joint.update((phones[place].symbol, label) for place, label in pairs)
-    if not joint:
-        raise DataError(f"no frame of {index.path}, split {index.split!r}, has a phone", "prepare a corpus with phones")
-    symbols = {symbol: number for number, symbol in enumerate(sorted({symbol for symbol, _ in joint}))}
-    counts_YV = np.zeros((len(symbols), label_set.card.num_classes))
-    for (symbol, label), count in joint.items():
-        counts_YV[symbols[symbol], label] = count
-    return agreement(counts_YV)
-
-
-def agreement(counts_YV: NDArray[np.floating]) -> dict[str, float]:
-    """Purities, PNMI and entropy of a table of counts, phones by labels: see :func:`label_quality`."""
-    joint_YV = counts_YV / counts_YV.sum()
-    phone_entropy, label_entropy = _entropy(joint_YV.sum(1)), _entropy(joint_YV.sum(0))
-    information = phone_entropy + label_entropy - _entropy(joint_YV.ravel())
-    return {
-        "purity": float(joint_YV.max(0).sum()),
-        "cluster_purity": float(joint_YV.max(1).sum()),
-        "pnmi": information / phone_entropy if phone_entropy > 0 else 0.0,
-        "entropy": label_entropy,
-        "frames": float(counts_YV.sum()),
-    }
-
-
-def _fitted(
-    path: Path,
-    index: DatasetIndex,
-    extract: Extract,
-    clock: FrameClock,
-    *,
-    clusters: int,
-    sample_frames: int,
-    seed: int,
-) -> Tensor:
+def _fitted(path: Path, index: DatasetIndex, features: Features, recipe: LabelRecipe, peers: Peers) -> Tensor:
     """The centroids, float32, shape (V, D); read where an earlier, killed run has fitted them."""
     file = path / _CENTROIDS
-    if file.is_file():
-        return torch.from_numpy(np.load(file, allow_pickle=False))
-    sample_PD = _sample(index, extract, clock, sample_frames=sample_frames, seed=seed)
-    centroids_VD = kmeans(sample_PD, clusters, seed=seed).centroids_VD.cpu()
-    with atomic_write(file) as opened:
-        np.save(opened, centroids_VD.numpy(), allow_pickle=False)
+    earlier = file if recipe.centroids is None or file.is_file() else recipe.centroids / _CENTROIDS
+    found = peers.told_by(0, np.load(earlier, allow_pickle=False) if peers.rank == 0 and earlier.is_file() else None)
+    if found is not None:
+        if peers.rank == 0 and earlier != file:
+            _write(file, found)
+        return torch.from_numpy(found)
+    sample_PD = draw_sample(features, index, recipe.sample_frames, recipe.seed, peers)
+    fitted = kmeans(sample_PD, recipe.clusters, seed=recipe.seed, refine=FITS[recipe.fit], peers=peers)
+    centroids_VD = peers.told_by(0, fitted.centroids_VD.cpu())
+    if peers.rank == 0:
+        _write(file, centroids_VD.numpy())
     return centroids_VD
 
 
-def _sample(index: DatasetIndex, extract: Extract, clock: FrameClock, *, sample_frames: int, seed: int) -> Tensor:
-    """About ``sample_frames`` frames, each drawn alike, from no more utterances than it takes."""
-    frames_N = np.maximum(
-        0, (index.rows["samples"].astype(np.int64) - clock.num_samples(1)) // clock.stride_samples + 1
-    )
-    share = sample_frames / max(1, int(frames_N.sum()))
-    utterance_share = min(1.0, _SPREAD * share)
-    frame_share = min(1.0, share / utterance_share)
-    rows = np.flatnonzero(frames_N > 0)
-    order = numpy_generator(seed, "label utterances").permutation(rows)
-    drawn = np.sort(order[: math.ceil(utterance_share * len(rows))])
-    kept: list[Tensor] = []
-    # what is unreadable is named and counted when all utterances are labelled
-    for row, wave_S in decode_rows(index, drawn.tolist(), Quarantine(None, 1.0)):
-        if wave_S is None:
-            continue
-        frames_TD = _frames(extract, clock, wave_S)
-        chosen_T = numpy_generator(seed, "label frames", row).random(len(frames_TD)) < frame_share
-        kept.append(frames_TD[torch.from_numpy(np.flatnonzero(chosen_T)).to(frames_TD.device)])
-    if not kept:
-        raise DataError(f"{index.path}, split {index.split!r}, gives no frame to cluster", "prepare longer utterances")
-    return torch.cat(kept)
+def _write(file: Path, centroids_VD: NDArray[np.float32]) -> None:
+    with atomic_write(file) as opened:
+        np.save(opened, centroids_VD, allow_pickle=False)
 
 
 def _label_shard(
     writer: LabelWriter,
     shard: int,
     index: DatasetIndex,
-    extract: Extract,
-    clock: FrameClock,
+    features: Features,
     *,
     centroids_VD: Tensor,
     quarantine: Quarantine,
 ) -> None:
-    labels: list[NDArray[np.int64]] = []
+    rows = writer.rows_of(shard).tolist()
+    labels: dict[int, NDArray[np.int16]] = {}
     inertia_sum = 0.0
-    for _, wave_S in decode_rows(index, writer.rows_of(shard).tolist(), quarantine):
-        if wave_S is None or clock.num_frames(len(wave_S)) == 0:
-            labels.append(np.empty(0, dtype=np.int64))
-            continue
-        frames_TD = _frames(extract, clock, wave_S)
-        codes_T, distances_T = assign(frames_TD, centroids_VD.to(frames_TD.device))
-        labels.append(codes_T.cpu().numpy())
-        inertia_sum += float(distances_T.double().sum())
-    writer.write_shard(shard, labels, inertia_sum)
-    _LOG.info("%s: %d of %d shards labelled", writer.path.name, shard + 1, writer.num_shards)
+    for packed in packed_frames(features, index, rows, quarantine):
+        codes_P, distances_P = assign(packed.frames_PD, centroids_VD.to(packed.frames_PD.device))
+        inertia_sum += float(distances_P.double().sum())
+        parts = np.split(codes_P.to(torch.int16).cpu().numpy(), np.cumsum(packed.counts)[:-1])
+        labels.update(zip(packed.rows, parts, strict=True))
+    unlabelled = np.empty(0, dtype=np.int16)
+    writer.write_shard(shard, [labels.get(row, unlabelled) for row in rows], inertia_sum)
+    _LOG.info("%s: shard %d of %d labelled", writer.path.name, shard + 1, writer.num_shards)
 
 
-def _frames(extract: Extract, clock: FrameClock, wave_S: NDArray[np.float32]) -> Tensor:
-    frames_TD = extract(torch.from_numpy(wave_S)[None]).float()
-    if frames_TD.ndim != 2 or len(frames_TD) != clock.num_frames(len(wave_S)):
-        raise ConfigError(
-            f"the features of {len(wave_S)} samples have shape {tuple(frames_TD.shape)}, and their clock says"
-            f" {clock.num_frames(len(wave_S))} frames",
-            "give the clock that the features are made on",
-        )
-    return frames_TD
-
-
-def _card(
-    index: DatasetIndex,
-    clock: FrameClock,
-    counts_V: NDArray[np.int64],
-    inertia_sum: float,
-    *,
-    source: Mapping[str, object],
-    details: Mapping[str, object],
-) -> LabelCard:
-    entropy = _entropy(counts_V / max(1, counts_V.sum()))
+def _card(index: DatasetIndex, features: Features, writer: LabelWriter, recipe: LabelRecipe, *, dim: int) -> LabelCard:
+    counts_V = np.zeros(recipe.clusters, dtype=np.int64)
+    inertia_sum = 0.0
+    for shard in range(writer.num_shards):
+        counts_V += np.bincount(writer.read_shard(shard), minlength=recipe.clusters)
+        inertia_sum += writer.read_total(shard)
+    num_frames = int(counts_V.sum())
+    entropy = entropy_nats(counts_V / max(1, num_frames))
     return LabelCard(
-        clock=clock,
-        num_classes=len(counts_V),
-        source=dict(source),
+        clock=features.clock,
+        num_classes=recipe.clusters,
+        source=dict(recipe.source),
         split=index.split,
         content_hash=index.content_hash,
         num_utterances=index.num_utterances,
-        num_frames=int(counts_V.sum()),
-        inertia=inertia_sum / max(1, int(counts_V.sum())),
+        num_frames=num_frames,
+        inertia=inertia_sum / max(1, num_frames),
         entropy_nats=entropy,
         perplexity=math.exp(entropy),
         dead_classes=int((counts_V == 0).sum()),
         seconds=0.0,
-        details=details,
+        details={**recipe.clustering(), "dim": dim},
     )
-
-
-def _entropy(share: NDArray[np.floating]) -> float:
-    """Entropy in nats of probabilities that sum to one."""
-    positive = share[share > 0]
-    return float(-(positive * np.log(positive)).sum())

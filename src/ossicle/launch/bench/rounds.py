@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ossicle.core.errors import DataError, OssicleError
 from ossicle.launch.bench.ossicle import Stage
+from ossicle.launch.bench.player import Player, peak_bytes
 from ossicle.launch.bench.work import PREFETCH, System, Work
 
 Staged = Callable[[Work, float], tuple[float, list[Stage]]]
@@ -24,7 +25,6 @@ Staged = Callable[[Work, float], tuple[float, list[Stage]]]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _QUIET_S = 0.25
 _PATIENCE_S = 30.0
-_END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,9 @@ def compare(
     """
     results = {name: Result() for name in systems}
     with ExitStack() as stack:
-        players = {name: _Player(system, work[name], staged.get(name)) for name, system in systems.items()}
+        players = {
+            name: Player(partial(_play, system, work[name], staged.get(name))) for name, system in systems.items()
+        }
         for player in players.values():
             stack.callback(player.end)
         for player in players.values():
@@ -118,54 +120,13 @@ def compare(
     return results
 
 
-def _finish(player: "_Player", result: Result, stage_s: float | None) -> None:
+def _finish(player: Player, result: Result, stage_s: float | None) -> None:
     memory = player.ask("memory", 0.0)
     result.peak_memory_bytes = memory if isinstance(memory, int) else None
     if stage_s is not None:
         told = player.ask("stages", stage_s)
         if isinstance(told, tuple):
             result.staged_audio_s, result.stages = told
-
-
-class _Player:
-    """One system's process, seen from outside."""
-
-    def __init__(self, system: System, work: Work, staged: Staged | None) -> None:
-        # a fresh interpreter: what one system imports or starts does not weigh on another
-        context = multiprocessing.get_context("spawn")
-        self._line, theirs = context.Pipe()
-        method = multiprocessing.get_start_method()
-        self._process: BaseProcess = context.Process(target=_play, args=(system, work, staged, theirs, method))
-        self._process.start()
-        theirs.close()
-
-    def ready(self) -> str | None:
-        """Wait until the first batch is there; why it never will be, or None."""
-        told = self._told()
-        return None if told is None else str(told)
-
-    def ask(self, what: str, seconds: float) -> object:
-        """Have something done, and wait for what comes of it."""
-        self._line.send((what, seconds))
-        return self._told()
-
-    def _told(self) -> object:
-        try:
-            return self._line.recv()
-        except EOFError:
-            self._process.join()
-            return f"its process ended with {self._process.exitcode}; what it printed says why"
-
-    def dismiss(self) -> None:
-        """Let the process know that it may go."""
-        self._line.close()
-
-    def end(self) -> None:
-        """Wait for the process to go, and end it where it stays."""
-        self._process.join(_END_S)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
 
 
 def _play(system: System, work: Work, staged: Staged | None, line: Connection, method: str) -> None:
@@ -188,7 +149,7 @@ def _play(system: System, work: Work, staged: Staged | None, line: Connection, m
         if what == "round":
             line.send(_round(source, work, seconds))
         elif what == "memory":
-            line.send(sum(_peak_bytes(process) for process in ("self", *_workers())))
+            line.send(sum(peak_bytes(process) for process in ("self", *_workers())))
         else:
             assert staged is not None
             line.send(staged(work, seconds))
@@ -244,10 +205,3 @@ def _settle() -> None:
     while time.monotonic() < ends and (now := _cpu_s()) - before > _QUIET_S / 10:
         before = now
         time.sleep(_QUIET_S)
-
-
-def _peak_bytes(process: str) -> int:
-    for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0

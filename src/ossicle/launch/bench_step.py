@@ -1,0 +1,218 @@
+"""``ossicle bench step``: the bare training step of any composition, or of several beside each other."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ossicle.core.errors import ConfigError
+from ossicle.launch.config import Config, compose, conf_dir, groups, nearest
+from ossicle.launch.experiment import resolved
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ossicle.launch.bench.steps import Builder, StepWork
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def task(cfg: "DictConfig") -> list[Record]:
+    """Measure what the config names, print the table, and write the records where ``out`` says."""
+    from ossicle.core.files import write_json
+    from ossicle.launch.bench.bare import BareStep
+    from ossicle.launch.bench.steps import record, take_turns, versions
+
+    config = resolved(cfg)
+    work = work_of(config)
+    compositions = composed(config)
+    for name, composition in compositions.items():
+        check_parts(composition, name)
+    log.info("%d steps in each of %d turns of %s", config["steps"], config["rounds"], ", ".join(compositions))
+    builders: dict[str, Builder] = {name: partial(BareStep, part) for name, part in compositions.items()}
+    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"])
+    # ratios are to the first composition; what stands beside Ossicle is measured by bench peers
+    records: list[Record] = [
+        {**record("ossicle", result, work), "experiment": name, "versions": versions()}
+        for name, result in found.items()
+    ]
+    base = records[0]["audio_s_per_s"]
+    for each in records:
+        each["ratio"] = each["audio_s_per_s"] / base if base and each["audio_s_per_s"] else None
+    show(records)
+    if config["out"] is not None:
+        write_json(Path(config["out"]), records)
+        log.info("wrote %s", config["out"])
+    return records
+
+
+def work_of(config: Config, **told: bool) -> "StepWork":
+    """What every system is asked for.
+
+    Args:
+        config: A resolved config of this bench or of ``bench peers``.
+        told: Precision and compilation, where the bench and not the system's own config says them.
+
+    Raises:
+        ConfigError: A device that is not there, or numbers that measure nothing.
+    """
+    import torch
+
+    from ossicle.launch.bench.steps import StepWork
+
+    if config["device"] not in {"cpu", "cuda"}:
+        raise ConfigError(f"device={config['device']} is unknown", "choose from cpu, cuda")
+    if config["device"] == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda is not there: torch finds no GPU", "set device=cpu")
+    for key, least in (("batch", 1), ("crop_s", 0.1), ("steps", 1), ("rounds", 1), ("warmup", 0)):
+        if config[key] < least:
+            raise ConfigError(f"{key}={config[key]} measures nothing", f"give {least} or more")
+    rate_hz = 16_000
+    return StepWork(
+        batch=config["batch"],
+        samples=round(config["crop_s"] * rate_hz),
+        rate_hz=rate_hz,
+        device=config["device"],
+        threads=config["threads"] or len(os.sched_getaffinity(0)),
+        seed=config["seed"],
+        warmup=config["warmup"],
+        **told,
+    )
+
+
+def composed(config: Config) -> dict[str, dict[str, Any]]:
+    """The config of each composition, as ``ossicle pretrain`` would have it.
+
+    Args:
+        config: The resolved config of the bench.
+
+    Raises:
+        ConfigError: An experiment is unknown, or none is named.
+    """
+    choice, overrides = told_on_the_command_line()
+    known = groups()["experiment"]
+    found: dict[str, dict[str, Any]] = {}
+    for entry in config["experiments"] or [choice]:
+        name, *own = str(entry).split()
+        if name not in known:
+            raise ConfigError(
+                f"there is no experiment {name!r}{nearest(name, known)}", f"choose from: {', '.join(known)}"
+            )
+        parts = [f"experiment={name}", "data.shards=null", f"cluster.accelerator={config['device']}"]
+        found[str(entry)] = resolved(compose("pretrain", [*parts, *overrides, *own]))
+    return found
+
+
+def told_on_the_command_line() -> tuple[str, list[str]]:
+    """The chosen experiment, and the overrides that are of ``ossicle pretrain``."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    keys = set(OmegaConf.load(conf_dir() / "bench_step.yaml")) - {"defaults", "hydra", "data"} | {"experiment"}
+    told = HydraConfig.get()
+    ours = [item for item in told.overrides.task if item.partition("=")[0] not in keys]
+    return str(told.runtime.choices["experiment"]), ours
+
+
+def check_parts(config: Config, name: str) -> None:
+    """Hold a composition against its classes before a process is started for it.
+
+    Raises:
+        ConfigError: Its parts do not fit.
+    """
+    from ossicle.launch.binding import check_binding
+    from ossicle.launch.experiment import build_on_meta, stages
+
+    try:
+        check_binding({key: value for key, value in config.items() if key != "data"})
+        last = stages(config).runs()[-1]
+        build_on_meta(config, last.clusters, last.max_steps)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.problem}", error.mend) from error
+
+
+def show(records: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Print what was measured, one line a system or composition; columns without any figure are left out.
+
+    Args:
+        records: What was measured.
+        title: What stands above; None for the work and the device.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or heading(records), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("experiment" if "experiment" in records[0] else "system", overflow="fold")
+    columns = [column for column in COLUMNS if any(each.get(column.key) is not None for each in records)]
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for each in records:
+        table.add_row(label(each), *(column.cell(each) for column in columns))
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    console.print(table)
+    for each in records:
+        if each["absent"] is not None:
+            reason = f"{label(each)} is absent: {each['absent']}"
+            console.print(reason, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+FILE_WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table.
+
+    Args:
+        heading: Its heading.
+        key: Its key in records.
+        scale: What the value is multiplied by.
+        form: How it is written.
+    """
+
+    heading: str
+    key: str
+    scale: float = 1.0
+    form: str = ",.1f"
+
+    def cell(self, each: Mapping[str, Any]) -> str:
+        """A record's figure; a dash where there is none."""
+        value = each.get(self.key)
+        return "-" if value is None else format(value * self.scale, self.form)
+
+
+COLUMNS = (
+    Column("a second", "audio_s_per_s", form=",.2f"),
+    Column("a CPU s", "audio_s_per_cpu_s", form=",.2f"),
+    Column("ratio", "ratio", form=".2f"),
+    Column("ms/step", "step_ms"),
+    Column("GMAC/s", "macs_per_audio_s", 1e-9, ",.3g"),
+    Column("TFLOP/s", "flops_per_s", 1e-12, ",.3g"),
+    Column("MFU %", "mfu", 100),
+    Column("GiB", "peak_memory_bytes", 2.0**-30, ",.2f"),
+    Column("Wh/h", "energy_kwh_per_audio_h", 1000, ",.3g"),
+    Column("compile s", "compile_s"),
+)
+
+
+def heading(records: Sequence[Mapping[str, Any]]) -> str:
+    """The work and the device."""
+    first = records[0]
+    name = next((each["device_name"] for each in records if "device_name" in each), "not asked")
+    return (
+        f"{first['batch']} x {first['crop_s']:g} s on {first['device']} ({name}), {first['threads']} threads;"
+        " audio-seconds a second"
+    )
+
+
+def label(each: Mapping[str, Any]) -> str:
+    """What a line is called."""
+    return str(each.get("experiment", each["system"]))
