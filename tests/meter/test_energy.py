@@ -16,13 +16,13 @@ class Nvml(ModuleType):
         super().__init__("pynvml")
         self.works, self.millijoules = works, 0
 
-    def nvmlInit(self) -> None:  # noqa: N802  NVML's names
+    def nvmlInit(self) -> None:
         pass
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         return uuid
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         if not self.works:
             raise RuntimeError("Not Supported")
         assert handle == "GPU-1234"

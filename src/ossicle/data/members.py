@@ -44,7 +44,7 @@ class _TarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile)
-        except tarfile.HeaderError as error:
+        except tarfile.HeaderError as error:  # ty: ignore[missing-attribute]  typeshed leaves it out
             if type(error).__name__ == _END_MARK:
                 raise
             raise _CutError(f"the tar breaks off: {error}") from error

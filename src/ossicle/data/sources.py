@@ -14,8 +14,8 @@ from typing import BinaryIO, cast
 import braceexpand
 from torch.utils.data import IterableDataset
 from typing_extensions import override
-from webdataset import SimpleShardList
 from webdataset.gopen import gopen
+from webdataset.shardlists import SimpleShardList
 
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.seeds import derive_seed

@@ -5,15 +5,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import soundfile
 import torch
-import webdataset as wds
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
+from webdataset.filters import detshuffle
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import split_by_node, split_by_worker
 from webdataset.utils import pytorch_worker_info
 
 from ossicle.core.batch import Batch
@@ -140,10 +142,10 @@ class Streams(IterableDataset[Drawn | OssicleError]):
         state = self.state
         mine = partial(_is_mine, number=self.world.rank + self.world.size * stream, streams=self.world.size * streams)
         ledger = Ledger({place: value for place, value in begun_of(state).items() if mine(place)})
-        pipeline = wds.DataPipeline(
+        pipeline = DataPipeline(
             self.sources.endless(self.seed, state["floor"], self.world.size * streams),
-            wds.split_by_node,
-            wds.split_by_worker,
+            split_by_node,
+            split_by_worker,
             partial(_unfinished, floor=state["floor"], beyond=frozenset(state["beyond"])),
             partial(self._utterances, ledger=ledger),
             self._shuffled,
@@ -168,7 +170,7 @@ class Streams(IterableDataset[Drawn | OssicleError]):
                     "name tars with audio in them, or lower data.min_crop_s",
                 )
 
-    def _read(self, place: Place, file: io.BufferedIOBase, ledger: Ledger) -> Iterator[Encoded]:
+    def _read(self, place: Place, file: BinaryIO, ledger: Ledger) -> Iterator[Encoded]:
         for member in audio_members(file, self.sources.max_member_bytes):
             name = f"{place.url}:{member.name}" if member.name else place.url
             if member.ordinal < 0:
@@ -187,7 +189,7 @@ class Streams(IterableDataset[Drawn | OssicleError]):
     def _shuffled(self, utterances: Iterable[Encoded]) -> Iterator[Encoded]:
         for epoch, part in groupby(utterances, key=_epoch_of):
             # run() counts the epoch up before it uses it
-            stage = wds.detshuffle(self.shuffle, self.shuffle, derive_seed(self.seed, "samples"), epoch - 1)
+            stage = detshuffle(self.shuffle, self.shuffle, derive_seed(self.seed, "samples"), epoch - 1)
             yield from stage.run(part)
 
     def _collated(self, utterances: Iterable[Encoded], stream: int, ledger: Ledger) -> Iterator[Drawn]:
