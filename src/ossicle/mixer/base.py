@@ -44,6 +44,51 @@ class Mixer(nn.Module, ABC):
         return unpad(self(padded_BTD, valid_BT), cu_seqlens, len(x_PD))
 
 
+class Lender(Mixer):
+    """A mixer that lends tensors to later layers of its stack, or borrows them from an earlier one.
+
+    What is lent travels through :func:`run_lending` as arguments and results, never from one forward pass to another: a
+    lender that is skipped has lent nothing, and a call that is run again in the backward pass sees what it saw first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lends = False
+        self.lent: tuple[Tensor, ...] = ()
+        self.borrowed: tuple[Tensor, ...] = ()
+
+    @property
+    @abstractmethod
+    def creditor(self) -> "Lender | None":
+        """The mixer that this one borrows from, or None where it borrows nothing."""
+
+
+def run_lending(
+    call: Callable[[Tensor, Tensor | None], Tensor],
+    mixer: Lender,
+    x_BTD: Float[Tensor, "B T D"],
+    valid_BT: Bool[Tensor, "B T"] | None,
+    borrowed: tuple[Tensor, ...],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run what holds a lender, such as a block; where blocks are run again in the backward pass, this is what is.
+
+    Args:
+        call: The block, which calls the mixer once.
+        mixer: The lender inside it.
+        x_BTD: Frames.
+        valid_BT: True where a frame is real, or None where every frame is.
+        borrowed: What the mixer's creditor has lent; empty where it was skipped.
+
+    Returns:
+        What the call returns, and what the mixer lends.
+    """
+    mixer.lends, mixer.borrowed = True, borrowed
+    try:
+        return call(x_BTD, valid_BT), mixer.lent
+    finally:
+        mixer.lends, mixer.borrowed, mixer.lent = False, (), ()
+
+
 class MixerStack(ABC):
     """Mixers that differ from layer to layer, or know each other: what an encoder asks for all of them at once."""
 
