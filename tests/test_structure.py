@@ -45,9 +45,15 @@ def test_the_top_level_holds_nothing_else() -> None:
     assert found <= TOP_LEVEL, found - TOP_LEVEL
 
 
+def holds_a_part(path: Path) -> bool:
+    """Whether a class of the module can be chosen: one that leaves nothing abstract. Others share what parts have."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    return any("abstractmethod" not in ast.unparse(node) for node in classes)
+
+
 def test_every_mixer_objective_and_target_has_its_config() -> None:
     for group in ("mixer", "objective", "target", "frontend"):
-        modules = {p.stem for p in (ROOT / "src" / "ossicle" / group).glob("*.py")} - {"__init__", "base"}
+        modules = {p.stem for p in (ROOT / "src" / "ossicle" / group).glob("*.py") if holds_a_part(p)} - {"base"}
         targets = " ".join(p.read_text() for p in (ROOT / "conf" / group).glob("*.yaml"))
         for module in modules:
             assert re.search(rf"ossicle\.{group}\.{module}\.", targets), f"{group}/{module}.py has no config"
