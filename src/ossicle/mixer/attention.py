@@ -2,18 +2,18 @@
 
 from typing import final
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int
-from ossicle.layer.feed_forward import init_linear
+from ossicle.layer.multi_head import MultiHead
 from ossicle.mixer.base import Mixer
 from ossicle.ops.attention import AUTO, attend, attend_packed, check_backend
 
 
 @final
-class Attention(Mixer):
+class Attention(MultiHead, Mixer):
     """Softmax attention of every frame to every real frame of its row.
 
     Args:
@@ -35,44 +35,28 @@ class Attention(Mixer):
         backend: str = AUTO,
         head_dim: int | None = None,
     ) -> None:
-        super().__init__()
         if num_heads is None or head_dim is not None:
             num_heads = heads_of(dim, num_heads, head_dim)
-        if num_heads < 1 or dim % num_heads:
-            heads = [count for count in range(1, dim + 1) if dim % count == 0]
-            nearest = min(heads, key=lambda count: abs(count - num_heads))
-            raise ConfigError(
-                f"mixer.num_heads={num_heads} does not divide the width {dim}", f"the nearest that does is {nearest}"
-            )
+        super().__init__(dim, num_heads)
         check_backend(backend)
-        self.num_heads = num_heads
         self.dropout = dropout
         self.backend = backend
-        self.query = init_linear(nn.Linear(dim, dim))
-        self.key = init_linear(nn.Linear(dim, dim))
-        self.value = init_linear(nn.Linear(dim, dim))
-        self.out = init_linear(nn.Linear(dim, dim))
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        # The linear maps are called as modules, one by one: adapters that wrap them stay in the path.
-        q_BTHK, k_BTHK, v_BTHK = (
-            linear(x_BTD).unflatten(-1, (self.num_heads, -1)) for linear in (self.query, self.key, self.value)
-        )
+        q_BTHK, k_BTHK, v_BTHK = self.heads(x_BTD)
         dropout = self.dropout if self.training else 0.0
         mixed_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, backend=self.backend)
-        return self.out(mixed_BTHK.flatten(2))
+        return self.join(mixed_BTHK)
 
     @override
     def packed(
         self, x_PD: Float[Tensor, "P D"], cu_seqlens: Int[Tensor, " edges"], max_frames: int
     ) -> Float[Tensor, "P D"]:
-        q_PHK, k_PHK, v_PHK = (
-            linear(x_PD).unflatten(-1, (self.num_heads, -1)) for linear in (self.query, self.key, self.value)
-        )
+        q_PHK, k_PHK, v_PHK = self.heads(x_PD)
         dropout = self.dropout if self.training else 0.0
         mixed_PHK = attend_packed(q_PHK, k_PHK, v_PHK, cu_seqlens, max_frames, dropout=dropout, backend=self.backend)
-        return self.out(mixed_PHK.flatten(1))
+        return self.join(mixed_PHK)
 
 
 def heads_of(dim: int, num_heads: int | None, head_dim: int | None) -> int:

@@ -1,0 +1,63 @@
+"""The linear maps around attention in heads (arXiv 1706.03762, section 3.2.2)."""
+
+from torch import Tensor, nn
+
+from ossicle.core.errors import ConfigError
+from ossicle.core.shapes import Float
+from ossicle.layer.feed_forward import init_linear
+
+
+class MultiHead(nn.Module):
+    """What mixers inherit that map frames to queries, keys and values, and mixed values back.
+
+    The maps are modules of their own, called one by one: adapters that wrap them stay in the path.
+
+    Args:
+        dim: Model width (D).
+        num_heads: Attention heads (H); must divide the width.
+
+    Raises:
+        ConfigError: If the heads do not divide the width.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = check_heads(dim, num_heads)
+        self.query = init_linear(nn.Linear(dim, dim))
+        self.key = init_linear(nn.Linear(dim, dim))
+        self.value = init_linear(nn.Linear(dim, dim))
+        self.out = init_linear(nn.Linear(dim, dim))
+
+    def heads(
+        self, x_BTD: Float[Tensor, "*rows D"]
+    ) -> tuple[Float[Tensor, "*rows H K"], Float[Tensor, "*rows H K"], Float[Tensor, "*rows H K"]]:
+        """Queries, keys and values of frames, shape (..., H, K)."""
+        return (
+            split_heads(self.query(x_BTD), self.num_heads),
+            split_heads(self.key(x_BTD), self.num_heads),
+            split_heads(self.value(x_BTD), self.num_heads),
+        )
+
+    def join(self, mixed_BTHK: Float[Tensor, "*rows H K"]) -> Float[Tensor, "*rows D"]:
+        """Frames of mixed values, shape (..., D)."""
+        return self.out(mixed_BTHK.flatten(-2))
+
+
+def split_heads(x_BTD: Float[Tensor, "*rows D"], num_heads: int) -> Float[Tensor, "*rows H K"]:
+    """Frames cut into heads: (..., D) to (..., H, K)."""
+    return x_BTD.unflatten(-1, (num_heads, -1))
+
+
+def check_heads(dim: int, num_heads: int) -> int:
+    """The count of heads itself.
+
+    Raises:
+        ConfigError: If it does not divide the width.
+    """
+    if num_heads < 1 or dim % num_heads:
+        fitting = [count for count in range(1, dim + 1) if dim % count == 0]
+        nearest = min(fitting, key=lambda count: abs(count - num_heads))
+        raise ConfigError(
+            f"mixer.num_heads={num_heads} does not divide the width {dim}", f"the nearest that does is {nearest}"
+        )
+    return num_heads
