@@ -1,0 +1,75 @@
+"""C++ that is compiled when it is first used, and called through its plain C interface.
+
+It needs a C++ compiler and nothing of torch's headers, so that it is built in two seconds and outlives torch.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+COMPILERS: Final = ("g++", "clang++", "c++")
+FLAGS: Final = (
+    "-O3", "-march=native", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared", "-pthread",
+)  # fmt: skip
+_logger = logging.getLogger(__name__)
+
+
+class BuildError(RuntimeError):
+    """The compiler is missing or refuses."""
+
+
+def build(source: Path, compilers: Sequence[str] = COMPILERS, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+    """The compiled code of a source, from the cache or newly built.
+
+    Args:
+        source: The file, which stands alone.
+        compilers: Names of compilers, the best first.
+        flags: What the compiler is told.
+
+    Raises:
+        BuildError: No compiler is found, or it refuses.
+        OSError: The cache cannot be written, or the file not loaded.
+    """
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
+    if compiler is None:
+        raise BuildError(f"no C++ compiler: none of {', '.join(compilers)} is on the path")
+    key = hashlib.blake2b(
+        "\n".join((source.read_text(encoding="utf-8"), compiler, *flags, _processor())).encode(), digest_size=8
+    ).hexdigest()
+    # Beside what torch keeps for this user, wherever that was put.
+    target = Path(torch.hub.get_dir()).parent / "ossicle" / f"{source.stem}_{key}.so"
+    if not target.is_file():
+        _build([compiler, *flags], source, target)
+    return ctypes.CDLL(str(target))
+
+
+def _build(command: Sequence[str], source: Path, target: Path) -> None:
+    """Compile beside the target and move it there: several ranks may do so at once."""
+    _logger.info("compiling %s for this processor: %s", source.name, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        output = Path(folder) / target.name
+        done = subprocess.run([*command, str(source), "-o", str(output)], capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            raise BuildError(f"{command[0]} refuses {source.name}: {lines[0] if lines else done.returncode}")
+        os.replace(output, target)  # noqa: PTH105
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: a home may be shared by machines that differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

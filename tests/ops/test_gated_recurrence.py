@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from ossicle.core.errors import ConfigError
+from ossicle.meter.flops import count_macs
+from ossicle.ops.gated_recurrence import GATES, WEIGHTS, gated_recurrence
+
+LAYERS = {"GRU": nn.GRU, "LSTM": nn.LSTM}
+
+
+def layer(kind: str, *, bidirectional: bool, dtype: torch.dtype = torch.float32) -> nn.GRU | nn.LSTM:
+    torch.manual_seed(3)
+    return LAYERS[kind](6, 4, batch_first=True, bidirectional=bidirectional, dtype=dtype)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", GATES)
+def test_it_is_torchs_layer(kind: str, bidirectional: bool) -> None:
+    theirs = layer(kind, bidirectional=bidirectional)
+    x_BTD = torch.randn(3, 7, 6)
+    assert torch.equal(gated_recurrence(kind, x_BTD, list(theirs.parameters())), theirs(x_BTD)[0])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", GATES)
+def test_compiled_it_is_one_operation_with_the_same_gradients(kind: str, bidirectional: bool) -> None:
+    weights = list(layer(kind, bidirectional=bidirectional).parameters())
+    x_BTD = torch.randn(3, 7, 6, requires_grad=True)
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch.compile(gated_recurrence, backend=keep, fullgraph=True)(kind, x_BTD, weights)
+    calls = [node for node in graphs[0].graph.nodes if "gated_recurrence" in str(node.target)]
+    assert len(graphs) == len(calls) == 1
+    torch._dynamo.reset()
+    compiled = torch.compile(gated_recurrence, backend="aot_eager", fullgraph=True)(kind, x_BTD, weights)
+    eager = gated_recurrence(kind, x_BTD, weights)
+    torch.testing.assert_close(compiled, eager)
+    grad = torch.randn_like(eager)
+    inputs = (x_BTD, *weights)
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled, inputs, grad), torch.autograd.grad(eager, inputs, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_torch_accepts_the_operation_as_its_own(kind: str) -> None:
+    weights = list(layer(kind, bidirectional=True).parameters())
+    x_BTD = torch.randn(2, 3, 6, requires_grad=True)
+    torch.library.opcheck(torch.ops.ossicle.gated_recurrence.default, (x_BTD, weights, kind))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_it_computes_in_float32_under_autocast(kind: str) -> None:
+    weights = list(layer(kind, bidirectional=True).parameters())
+    x_BTD = torch.randn(2, 5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = gated_recurrence(kind, x_BTD.bfloat16().float(), weights)
+    assert torch.equal(states, gated_recurrence(kind, x_BTD.bfloat16().float(), weights))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_its_cost_is_counted_without_walking_the_frames(kind: str) -> None:
+    with torch.device("meta"):
+        weights = list(LAYERS[kind](6, 4, bidirectional=True).parameters())
+        x_BTD = torch.empty(2, 10**6, 6)
+        macs = count_macs(lambda: gated_recurrence(kind, x_BTD, weights))
+    assert macs == 2 * 10**6 * 2 * GATES[kind] * 4 * (6 + 4)
+    assert len(weights) == 2 * WEIGHTS
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no gated recurrence 'RNN'"):
+        gated_recurrence("RNN", torch.randn(1, 2, 6), list(layer("GRU", bidirectional=False).parameters()))
