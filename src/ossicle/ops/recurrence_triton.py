@@ -149,6 +149,32 @@ def _activate(  # noqa: PLR0917
 
 
 @triton.jit
+def _standardise(  # noqa: PLR0917
+    gates: tl.tensor,
+    states: tl.tensor,
+    active: tl.tensor,
+    normal: tl.tensor,
+    mean_B: tl.tensor,
+    scale_B: tl.tensor,
+    at_B: tl.tensor,
+    past_B: tl.tensor,
+    real_B: tl.tensor,
+    UNITS: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+) -> None:
+    """The layer norm of a frame's products, in their place, and the new state from it."""
+    for first in range(0, UNITS, BLOCK_U):
+        u = first + tl.arange(0, BLOCK_U)
+        mask = real_B[:, None] & (u < UNITS)[None, :]
+        here = at_B[:, None] * (2 * UNITS) + u[None, :]
+        z = (tl.load(normal + here, mask=mask, other=0.0) - mean_B[:, None]) * scale_B[:, None]
+        c = (tl.load(normal + here + UNITS, mask=mask, other=0.0) - mean_B[:, None]) * scale_B[:, None]
+        tl.store(normal + here, z, mask=mask)
+        tl.store(normal + here + UNITS, c, mask=mask)
+        _activate(gates, states, active, z, c, at_B, past_B, u, mask, UNITS)
+
+
+@triton.jit
 def _forward_kernel(  # noqa: PLR0917
     gates: tl.tensor,
     weights: tl.tensor,
@@ -199,15 +225,7 @@ def _forward_kernel(  # noqa: PLR0917
             scale_B = 1.0 / tl.sqrt(squares_B / (2.0 * UNITS) + epsilon)
             tl.store(scales + at_B, scale_B, mask=real_B)
             tl.debug_barrier()
-            for first in range(0, UNITS, BLOCK_U):
-                u = first + tl.arange(0, BLOCK_U)
-                mask = real_B[:, None] & (u < UNITS)[None, :]
-                here = at_B[:, None] * (2 * UNITS) + u[None, :]
-                z = (tl.load(normal + here, mask=mask, other=0.0) - mean_B[:, None]) * scale_B[:, None]
-                c = (tl.load(normal + here + UNITS, mask=mask, other=0.0) - mean_B[:, None]) * scale_B[:, None]
-                tl.store(normal + here, z, mask=mask)
-                tl.store(normal + here + UNITS, c, mask=mask)
-                _activate(gates, states, active, z, c, at_B, past_B, u, mask, UNITS)
+            _standardise(gates, states, active, normal, mean_B, scale_B, at_B, past_B, real_B, UNITS, BLOCK_U)
         tl.debug_barrier()
 
 
@@ -256,6 +274,34 @@ def _standardise_backward(  # noqa: PLR0917
         along = tl.load(normal + here, mask=mask, other=0.0) * along_B[:, None]
         off = tl.load(grad_gates + here, mask=mask, other=0.0) - mean_B[:, None] - along
         tl.store(grad_products + here, scale_B[:, None] * off, mask=mask)
+
+
+@triton.jit
+def _carry(  # noqa: PLR0917
+    grad_products: tl.tensor,
+    carry: tl.tensor,
+    weights: tl.tensor,
+    row_B: tl.tensor,
+    at_B: tl.tensor,
+    past_B: tl.tensor,
+    real_B: tl.tensor,
+    UNITS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """Add to the gradient of the state before what comes through the recurrent products."""
+    for first in range(0, UNITS, BLOCK_U):
+        u = first + tl.arange(0, BLOCK_U)
+        real_U = u < UNITS
+        mask = real_B[:, None] & real_U[None, :]
+        carried = carry + row_B[:, None] * UNITS + u[None, :]
+        back = _product(
+            grad_products, at_B, past_B, weights, 1, UNITS, u, real_U,
+            2 * UNITS, BLOCK_B, BLOCK_U, BLOCK_K, PRECISION,
+        )  # fmt: skip
+        tl.store(carried, tl.load(carried, mask=mask, other=0.0) + back, mask=mask)
 
 
 @triton.jit
@@ -309,14 +355,8 @@ def _backward_kernel(  # noqa: PLR0917
                 2 * UNITS, BLOCK_U,
             )  # fmt: skip
             tl.debug_barrier()
-        for first in range(0, UNITS, BLOCK_U):
-            u = first + tl.arange(0, BLOCK_U)
-            real_U = u < UNITS
-            mask = real_B[:, None] & real_U[None, :]
-            carried = carry + row_B[:, None] * UNITS + u[None, :]
-            back = _product(
-                grad_products, at_B, past_B, weights + direction * 2 * UNITS * UNITS, 1, UNITS, u, real_U,
-                2 * UNITS, BLOCK_B, BLOCK_U, BLOCK_K, PRECISION,
-            )  # fmt: skip
-            tl.store(carried, tl.load(carried, mask=mask, other=0.0) + back, mask=mask)
+        _carry(
+            grad_products, carry, weights + direction * 2 * UNITS * UNITS, row_B, at_B, past_B, real_B,
+            UNITS, BLOCK_B, BLOCK_U, BLOCK_K, PRECISION,
+        )  # fmt: skip
         tl.debug_barrier()
