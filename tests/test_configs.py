@@ -27,11 +27,13 @@ def toy(name: str, *more: str) -> dict[str, Any]:
 
 
 def smaller_chain(config: dict[str, Any]) -> dict[str, Any]:
-    """The same chain of runs with few clusters and two steps each."""
+    """The same chain of runs with few clusters and two steps each, on parts of few channels and layers."""
     for run in config["stage"].get("iterations", ()):
         run |= {"clusters": 8, "max_steps": 2}
         if run.get("layer") is not None:
             run["layer"] = 1
+    if "top_layers" in config["target"]:
+        config["target"]["top_layers"] = 1
     if "convolutions" in config["frontend"]:
         config["frontend"]["convolutions"] = [[16, k, s] for _, k, s in config["frontend"]["convolutions"]]
     return config

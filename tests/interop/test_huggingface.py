@@ -5,7 +5,16 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
+from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    HubertConfig,
+    HubertForCTC,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForPreTraining,
+    Wav2Vec2Model,
+)
 
 from ossicle.core.errors import DataError
 from ossicle.encoder.backbone import Backbone
@@ -160,3 +169,31 @@ def test_keys_that_are_missing_unexpected_or_of_another_shape_are_named() -> Non
         load(build(large=True), own)
     with pytest.raises(DataError, match=r"no place for these keys: encoder\.other"):
         to_huggingface({"encoder.other": torch.zeros(1)})
+
+
+def test_data2vecs_encoder_makes_what_transformers_makes() -> None:
+    torch.manual_seed(0)
+    theirs = Data2VecAudioModel(
+        Data2VecAudioConfig(
+            hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+            conv_dim=(16,) * 7, conv_kernel=KERNELS, conv_stride=STRIDES, conv_bias=False,
+            conv_pos_kernel_size=19, num_conv_pos_embeddings=5, num_conv_pos_embedding_groups=16,
+            attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    frontend = WaveLayerNorm([(16, *pair) for pair in zip(KERNELS, STRIDES, strict=True)], conv_bias=False)
+    encoder = Transformer(
+        functools.partial(Attention, num_heads=4), dim=32, num_layers=3, ffn_dim=64,
+        position_kernel=19, position_layers=5,
+    )  # fmt: skip
+    ours = Backbone(frontend, encoder).eval()
+    load(ours, from_huggingface(theirs.state_dict()))
+    waveform = torch.randn(2, 4000)
+    with torch.no_grad():
+        wanted = theirs(waveform, output_hidden_states=True)
+        made = ours(waveform, layers=True)
+    torch.testing.assert_close(made.last_BTD, wanted.last_hidden_state, atol=1e-5, rtol=1e-4)
+    for mine, other in zip(made.layers, wanted.hidden_states, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)

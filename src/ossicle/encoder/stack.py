@@ -12,7 +12,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
-from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.layer.convolution import ConvolutionPosition, DeepConvolutionPosition
 from ossicle.mixer.base import Lender, run_lending
 from ossicle.ops.masking import gather_frames
 
@@ -30,6 +30,7 @@ class Stack(Encoder):
         layer_drop: Probability with which a block is skipped for a whole batch in training (arXiv 1909.11556).
         position_kernel: Frames that the position convolution sees.
         position_groups: Groups of the position convolution.
+        position_layers: Position convolutions, one after the other: above 1, data2vec's.
 
     Raises:
         ConfigError: If ``layer_drop`` is no probability below one.
@@ -47,13 +48,18 @@ class Stack(Encoder):
         layer_drop: float,
         position_kernel: int,
         position_groups: int,
+        position_layers: int = 1,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.num_layers = len(blocks)
         self.norm_first = norm_first
         self.layer_drop = check_layer_drop(layer_drop)
-        self.position = ConvolutionPosition(dim, position_kernel, position_groups)
+        self.position = (
+            ConvolutionPosition(dim, position_kernel, position_groups)
+            if position_layers == 1
+            else DeepConvolutionPosition(dim, position_kernel, position_groups, position_layers)
+        )
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)

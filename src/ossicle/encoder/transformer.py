@@ -24,6 +24,7 @@ class Transformer(Stack):
         layer_drop: Probability with which a block is skipped for a whole batch in training (arXiv 1909.11556).
         position_kernel: Frames that the position convolution sees.
         position_groups: Groups of the position convolution.
+        position_layers: Position convolutions, one after the other: above 1, data2vec's.
 
     Raises:
         ConfigError: If ``layer_drop`` is no probability below one.
@@ -42,6 +43,7 @@ class Transformer(Stack):
         layer_drop: float = 0.05,
         position_kernel: int = 128,
         position_groups: int = 16,
+        position_layers: int = 1,
     ) -> None:
         block = PreNormBlock if norm_first else PostNormBlock
         mixers = build_mixers(mixer, [dim] * num_layers)
@@ -53,4 +55,5 @@ class Transformer(Stack):
             layer_drop=layer_drop,
             position_kernel=position_kernel,
             position_groups=position_groups,
+            position_layers=position_layers,
         )

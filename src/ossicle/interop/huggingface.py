@@ -1,7 +1,8 @@
 """Weights of transformers' wav2vec 2.0 and HuBERT models, to and from a Backbone.
 
 Base models are ``frontend=wave`` with norms after the branches; large ones are ``frontend=wave_layer_norm`` with
-``norm_first``. transformers normalises audio in its feature extractor where a checkpoint asks for it; weights do not
+``norm_first``; data2vec's are ``frontend=wave_layer_norm`` with norms after the branches and ``position_layers=5``.
+transformers normalises audio in its feature extractor where a checkpoint asks for it; weights do not
 tell, so the caller does the same to its waveforms.
 """
 
@@ -36,10 +37,11 @@ RENAMING: Final = Renaming(
         # Files written before torch had parametrisations; never written, since an earlier pair exports the same key.
         ("encoder.pos_conv_embed.conv.weight_g", f"{_POSITION}.original0"),
         ("encoder.pos_conv_embed.conv.weight_v", f"{_POSITION}.original1"),
+        ("encoder.pos_conv_embed.layers.{n}.conv.{p}", "encoder.position.layers.{n}.conv.{p}"),
         ("encoder.layer_norm.{p}", "encoder.norm.{p}"),
         *((f"encoder.layers.{{n}}.{foreign}", f"encoder.blocks.{{n}}.{own}") for foreign, own in _BLOCK),
     ),
-    prefixes=("wav2vec2.", "hubert."),
+    prefixes=("wav2vec2.", "hubert.", "data2vec_audio."),
     left_out=("masked_spec_embed", "quantizer.", "project_hid.", "project_q.", "lm_head.", "projector.", "classifier."),
 )
 

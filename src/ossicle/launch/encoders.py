@@ -45,10 +45,11 @@ def untrained_encoder(config: Config) -> "SpeechEncoder":
     return model.eval()
 
 
-def trained_encoder(directory: Path) -> "SpeechEncoder":
+def trained_encoder(directory: Path | str) -> "SpeechEncoder":
     """The encoder of a finished run with its trained weights."""
     from ossicle.system.weights import load_encoder
 
+    directory = Path(directory)
     model = untrained_encoder(config_of(directory))
     load_encoder(model, directory / runs.ENCODER_FILE)
     return model

@@ -28,6 +28,7 @@ def quiet() -> None:
     """Silence what Lightning says of itself: its tips and its list of devices that are not there."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec")
+    warnings.filterwarnings("ignore", message=r"Found .* in eval mode at the start")  # teachers: they stay so
 
 
 def train(config: Config, place: Path) -> float | None:

@@ -164,3 +164,49 @@ class ConvolutionPosition(nn.Module):
         """Positions of frames; frames that are not real must be zero."""
         position_BDT = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]]
         return functional.gelu(position_BDT).transpose(1, 2)
+
+
+@final
+class DeepConvolutionPosition(nn.Module):
+    """Relative positions from several narrow grouped convolutions, each with a norm without weights and GELU.
+
+    What data2vec takes in the place of one wide convolution (arXiv 2202.03555, section 4.2: five of 19 frames). The
+    caller adds the result to its input.
+
+    Args:
+        dim: Model width (D).
+        kernel: Frames that each convolution sees.
+        groups: Groups of channels that do not mix.
+        num_layers: Convolutions.
+
+    Raises:
+        ConfigError: If the groups do not divide the width.
+    """
+
+    def __init__(self, dim: int, kernel: int = 19, groups: int = 16, num_layers: int = 5) -> None:
+        super().__init__()
+        if dim % groups:
+            raise ConfigError(f"{groups} position groups do not divide the width {dim}", "set position_groups")
+        self.layers = nn.ModuleList(PositionLayer(dim, kernel, groups) for _ in range(num_layers))
+
+    @override
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Positions of frames; frames that are not real must be zero."""
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return x_BTD
+
+
+@final
+class PositionLayer(nn.Module):
+    """One layer of :class:`DeepConvolutionPosition`, with its arguments."""
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
+
+    @override
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Convolution, norm without weights, GELU."""
+        convolved_BTD = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]].transpose(1, 2)
+        return functional.gelu(functional.layer_norm(convolved_BTD, convolved_BTD.shape[-1:]))

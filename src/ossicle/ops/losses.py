@@ -68,3 +68,26 @@ def feature_penalty(features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, ""]:
 def frame_deviation(x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, ""]:
     """Standard deviation over a row's frames, averaged over channels and rows: near 0 where all frames are alike."""
     return x_BTD.detach().float().std(dim=1, correction=0).mean()
+
+
+def regression_loss(
+    predicted_BMD: Float[Tensor, "B M D"], wanted_BMD: Float[Tensor, "B M D"], *, beta: float
+) -> Float[Tensor, ""]:
+    """Distance of predictions and targets, summed over frames, float32.
+
+    A frame's distance is summed over channels and divided by the root of their number, as in the authors' recipes of
+    data2vec. With beta above 0 each channel's is d^2 / (2 beta) up to beta and |d| - beta / 2 beyond (arXiv 2202.03555,
+    equation 3); at 0 it is d^2.
+
+    Args:
+        predicted_BMD: Predictions.
+        wanted_BMD: Targets.
+        beta: Where the square turns into a line.
+    """
+    with torch.autocast(predicted_BMD.device.type, enabled=False):
+        predicted, wanted = predicted_BMD.float(), wanted_BMD.float()
+        if beta:
+            total = functional.smooth_l1_loss(predicted, wanted, reduction="sum", beta=beta)
+        else:
+            total = functional.mse_loss(predicted, wanted, reduction="sum")
+    return total / math.sqrt(predicted_BMD.shape[-1])

@@ -81,7 +81,9 @@ class Pretraining(LightningModule):
         self._count: Tensor | None = None
         self._window: dict[str, Metric] = {}
         if compile_backend is not None:
-            compile_blocks(model, compile_backend)
+            for part in self.modules():  # teachers too
+                if isinstance(part, SpeechEncoder):
+                    compile_blocks(part, compile_backend)
 
     @property
     def data(self) -> "PlannedData":

@@ -3,11 +3,16 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ossicle.core.batch import Batch
 from ossicle.core.clock import FrameClock
+from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int64
+from ossicle.layer.layer_reader import LayerReader, Read
+from ossicle.layer.normalisation import UtteranceNorm
+from ossicle.layer.speech_encoder import SpeechEncoder
 
 
 class DiscreteTarget(nn.Module, ABC):
@@ -53,3 +58,108 @@ class QuantisedTarget(nn.Module, ABC):
     @abstractmethod
     def forward(self, features_BMC: Float[Tensor, "B M C"], *, seed: int, position: int, step: int) -> Quantised:
         """Quantise frames. ``seed`` and ``position`` determine the Gumbel noise, ``step`` the temperature."""
+
+
+class Teacher(nn.Module, ABC):
+    """A model that hears the whole utterance, without gradient; what its layers make of it is what another predicts.
+
+    Args:
+        clock: The clock of the student's frames.
+        feature_dim: Channels of the student's frontend's frames (C).
+        top_layers: How many layers are read, counted from the last (K).
+        read: What is read of each: see :class:`~ossicle.layer.layer_reader.LayerReader`.
+
+    Attributes:
+        shares_frontend: Whether the frontend is the student's own, so that its frames need not be made twice.
+    """
+
+    shares_frontend: bool = False
+
+    def __init__(self, clock: FrameClock, feature_dim: int, *, top_layers: int, read: Read) -> None:
+        super().__init__()
+        self.clock = clock
+        self.feature_dim = feature_dim
+        self.top_layers = top_layers
+        self.read: Read = read
+        self.norm = UtteranceNorm()
+        self._reader: LayerReader | None = None
+
+    @property
+    @abstractmethod
+    def model(self) -> SpeechEncoder:
+        """The teaching model, in evaluation mode and without gradient."""
+
+    @abstractmethod
+    def adopt(self, model: SpeechEncoder) -> None:
+        """Hold the student against this teacher, and begin as it is where the teacher follows it.
+
+        Args:
+            model: The student.
+
+        Raises:
+            ConfigError: They do not fit each other.
+        """
+
+    def follow(self, model: SpeechEncoder, *, step: int) -> None:
+        """Follow the student after an optimiser step; a frozen teacher does not.
+
+        Args:
+            model: The student.
+            step: Optimiser steps taken, this one included.
+        """
+
+    def gap(self, model: SpeechEncoder) -> Float[Tensor, ""] | None:
+        """How far the teacher's weights are from the student's, relative to their length; None where it is another."""
+        del model
+
+    @torch.no_grad()
+    def hear(self, batch: Batch, features_BTC: Float[Tensor, "B T C"] | None = None) -> Float[Tensor, "B T D"]:
+        """The batch's speech, embedded by the teacher.
+
+        Args:
+            batch: Crops of one length.
+            features_BTC: What the student's frontend made of the waveform: taken where the frontend is shared and
+                augmentation left the speech as it was.
+        """
+        if features_BTC is None or not self.shares_frontend or batch.clean_BS is not None:
+            features_BTC = self.model.local(batch.speech).features_BTC
+        return self.model.embed(self.model.normalise(features_BTC.detach()))
+
+    @torch.no_grad()
+    def layers(
+        self, batch: Batch, features_BTC: Float[Tensor, "B T C"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], ...]:
+        """The last layers' frames, each channel normalised over the utterance, float32, K tensors (B, T, D).
+
+        Args:
+            batch: Crops of one length.
+            features_BTC: The student's frontend's frames: see :meth:`hear`.
+        """
+        x_BTD = self.hear(batch, features_BTC)
+        reader = self._reader = self._reader or LayerReader(self.model, self.read)
+        outputs = reader(lambda layers: self.model.encode(x_BTD, layers=layers))[-self.top_layers :]
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return tuple(self.norm(output.float()) for output in outputs)
+
+    def forward(self, batch: Batch, features_BTC: Float[Tensor, "B T C"] | None = None) -> Float[Tensor, "B T D"]:
+        """The mean of :meth:`layers` (arXiv 2202.03555, section 3.3), float32, shape (B, T, D)."""
+        layers = self.layers(batch, features_BTC)
+        return torch.stack(layers).mean(0)
+
+    def _fits(self, teacher: SpeechEncoder) -> None:
+        """Hold a teaching model against what is asked of it.
+
+        Raises:
+            ConfigError: It has fewer layers than are read, or another clock.
+        """
+        if not 1 <= self.top_layers <= teacher.num_layers:
+            raise ConfigError(
+                f"target.top_layers={self.top_layers} of an encoder with {teacher.num_layers} layers",
+                f"it lies in [1, {teacher.num_layers}]",
+            )
+        if teacher.clock != self.clock:
+            raise ConfigError(
+                f"the teacher's frames are on {teacher.clock}, the student's on {self.clock}",
+                "take a teacher of the student's frame rate",
+            )
+        self._reader = LayerReader(teacher, self.read)
