@@ -8,12 +8,14 @@ import pytest
 import torch
 import yaml
 
+from ossicle.core.clock import FrameClock
 from ossicle.launch.binding import check_binding
 from ossicle.launch.config import compose, groups
 from ossicle.launch.experiment import build_on_meta, check, experiment, resolved
+from ossicle.launch.labels import LabelRequest, make
 from ossicle.launch.pretrain import pretrain
 from ossicle.system.build import build_parts
-from tests.launch.toy import TOY
+from tests.launch.toy import CLUSTERS, TOY, on
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PARTS = sorted(
@@ -26,16 +28,30 @@ def toy(name: str, *more: str) -> dict[str, Any]:
     return resolved(compose("pretrain", [f"experiment={name}", "max_steps=2", *TOY, *more]))
 
 
+@pytest.fixture(scope="module")
+def labels(synthetic_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels for experiments that take those of another one."""
+    clock = FrameClock().then(400, 320)
+    output = tmp_path_factory.mktemp("labels")
+    return make(
+        LabelRequest(synthetic_dataset, "train", "mfcc", CLUSTERS, output=output, sample_frames=2000, clock=clock)
+    )
+
+
 def smaller_chain(config: dict[str, Any]) -> dict[str, Any]:
     """The same chain of runs with few clusters and two steps each, on parts of few channels and layers."""
     for run in config["stage"].get("iterations", ()):
-        run |= {"clusters": 8, "max_steps": 2}
+        run |= {"clusters": CLUSTERS, "max_steps": 2}
         if run.get("layer") is not None:
             run["layer"] = 1
     if "top_layers" in config["target"]:
         config["target"]["top_layers"] = 1
     if "convolutions" in config["frontend"]:
         config["frontend"]["convolutions"] = [[16, k, s] for _, k, s in config["frontend"]["convolutions"]]
+    if "layers_by_group" in config["encoder"]:
+        config["encoder"]["layers_by_group"] = [1, 1, 1]
+    if "layers" in config["objective"]:  # the toy has fewer
+        config["objective"]["layers"] = [1]
     return config
 
 
@@ -49,7 +65,7 @@ def test_every_yaml_binds_to_its_constructor(path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_builds_on_the_meta_device(name: str) -> None:
-    config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=nowhere", "batch_s=1", "data.batch_s=1"]))
+    config = resolved(compose("pretrain", [f"experiment={name}", *on("nowhere", name), "batch_s=1", "data.batch_s=1"]))
     check(config)
     build_on_meta(config)
 
@@ -61,8 +77,8 @@ def test_every_part_builds_in_an_encoder_on_the_meta_device(group: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_takes_two_steps(name: str, synthetic_dataset: Path, tmp_path: Path) -> None:
-    config = smaller_chain(toy(name, f"data.shards={synthetic_dataset}", f"runs={tmp_path}"))
+def test_every_experiment_takes_two_steps(name: str, synthetic_dataset: Path, labels: Path, tmp_path: Path) -> None:
+    config = smaller_chain(toy(name, *on(synthetic_dataset, name, labels), f"runs={tmp_path}"))
     check(config)
     loss = pretrain(config, tmp_path / "run")
     assert loss is not None

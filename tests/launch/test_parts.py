@@ -8,7 +8,7 @@ from ossicle.launch.binding import check_binding
 from ossicle.launch.config import compose, groups
 from ossicle.launch.experiment import build_on_meta, resolved
 from ossicle.launch.parts import fit_parts
-from tests.launch.toy import TOY, ossicle
+from tests.launch.toy import TOY, on, ossicle
 
 NOWHERE = ("data.shards=nowhere", "batch_s=1", "data.batch_s=1")
 
@@ -24,7 +24,7 @@ def test_an_experiments_numbers_go_to_another_part_where_it_knows_them(caplog: p
 @pytest.mark.parametrize("name", groups()["experiment"])
 def test_every_experiment_states_only_what_its_own_parts_take(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        resolved(compose("pretrain", [f"experiment={name}", *NOWHERE]))
+        resolved(compose("pretrain", [f"experiment={name}", *on("nowhere", name), *NOWHERE[1:]]))
     assert "left out" not in caplog.text
 
 

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ossicle.launch.config import compose
+
+CLUSTERS = 8  # of labels that tests make
 TOY = (
     "batch_s=4", "data.batch_s=4", "data.max_crop_s=2", "data.min_crop_s=1", "data.num_shapes=1",
     "data.workers=0", "data.window_shards=2", "encoder.dim=32", "++encoder.num_layers=2", "++encoder.ffn_dim=64",
@@ -12,6 +15,16 @@ TOY = (
     "wandb.mode=disabled", "log_every=1", "threads=1", "cluster.accelerator=cpu", "precision=auto",
 )  # fmt: skip
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"OMP_NUM_THREADS": "1"}
+
+
+def on(shards: object, name: str, labels: object = "nowhere") -> list[str]:
+    """Overrides that train an experiment on one prepared dataset, be its data a mixture, and be labels asked for."""
+    config = compose("pretrain", [f"experiment={name}"])
+    if config.data._target_.endswith("MixtureData"):
+        return [f"data.sources={{one:{{shards:{shards}}}}}"]
+    if config.target._target_.endswith("KMeansLabels") and config.stage._target_.endswith("Single"):
+        return [f"data.shards={shards}", f"data.labels={labels}", f"target.num_classes={CLUSTERS}"]
+    return [f"data.shards={shards}"]
 
 
 def command(*arguments: str) -> list[str]:

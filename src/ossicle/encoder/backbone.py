@@ -45,6 +45,11 @@ class Backbone(SpeechEncoder):
         self.dim = encoder.dim
         self.num_layers = encoder.num_layers
         self.drops_frames = encoder.drops_frames
+        self.causal = encoder.causal
+
+    @override
+    def layer_factor(self, layer: int) -> int:
+        return self.encoder.layer_factor(layer)
 
     @override
     def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:

@@ -16,11 +16,13 @@ class Encoder(nn.Module, ABC):
         dim: Model width (D).
         num_layers: Blocks (L).
         drops_frames: Whether it can go on with some of the frames alone, once their positions are in them.
+        causal: Whether a frame hears itself and what is before it, and nothing after.
     """
 
     dim: int
     num_layers: int
     drops_frames: bool = False
+    causal: bool = False
 
     @property
     def input_dim(self) -> int:
@@ -34,6 +36,15 @@ class Encoder(nn.Module, ABC):
             features: The frontend's clock.
         """
         return features
+
+    def layer_factor(self, layer: int) -> int:
+        """Frames of the encoder's own clock that a layer makes one: 1, unless the layer lies at a lower rate.
+
+        Args:
+            layer: 0 is the input of the first block.
+        """
+        del layer
+        return 1
 
     @abstractmethod
     def forward(

@@ -53,6 +53,8 @@ class Convolutional(Encoder):
         dropout: Dropout of every branch.
     """
 
+    causal = True
+
     def __init__(
         self, mixer: MixerFactory, *, dim: int = 512, num_layers: int = 9, kernel: int = 3, dropout: float = 0.0
     ) -> None:

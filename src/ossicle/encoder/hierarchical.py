@@ -1,6 +1,8 @@
 """Blocks at several rates, down and up again: MR-HuBERT (arXiv 2310.02720) and the hourglass (arXiv 2110.13711)."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
 from typing import final
 
 from torch import Tensor, nn
@@ -79,6 +81,12 @@ class Hierarchical(Encoder):
         )
         self.down = nn.ModuleList(init_linear(nn.Linear(dim, dim)) for _ in factors)
         self.up = nn.ModuleList(init_linear(nn.Linear(dim, dim)) for _ in factors)
+
+    @override
+    def layer_factor(self, layer: int) -> int:
+        edges = list(accumulate(self.layers_by_group))
+        group = 0 if layer == 0 else next(place for place, edge in enumerate(edges) if layer <= edge)
+        return prod(self.factors[: min(group, len(edges) - 1 - group)])
 
     @override
     def forward(

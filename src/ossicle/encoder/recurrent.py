@@ -47,6 +47,8 @@ class Recurrent(Encoder):
         num_layers: Layers (L).
     """
 
+    causal = True
+
     def __init__(self, mixer: MixerFactory, *, dim: int = 256, num_layers: int = 1) -> None:
         super().__init__()
         del mixer

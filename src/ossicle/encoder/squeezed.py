@@ -83,6 +83,10 @@ class Squeezed(Encoder):
         self.upsample = init_linear(nn.Linear(dim, squeeze * dim))
 
     @override
+    def layer_factor(self, layer: int) -> int:
+        return self.squeeze
+
+    @override
     def forward(
         self,
         x_BTD: Float[Tensor, "B T D"],

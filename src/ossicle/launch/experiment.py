@@ -83,6 +83,11 @@ def labels_stated(data: Config) -> bool:
     return all(s.get("labels") for s in sources.values()) if sources else data.get("labels") is not None
 
 
+def reads_labels(config: Config) -> bool:
+    """Whether the config's target is made of labels on disk: other targets name their classes alike."""
+    return str(config["target"].get("_target_", "")).startswith("ossicle.target.kmeans.")
+
+
 def stages(config: Config) -> "Stages":
     """The chain of runs that the config asks for."""
     from hydra.errors import InstantiationException
@@ -104,11 +109,16 @@ def check(config: Config) -> None:
     check_binding(config)
     batch_share(config)
     for run in stages(config).runs():
-        if run.label_source is not None and "sources" in config["data"] and not labels_stated(config["data"]):
+        if run.label_source and len(config["data"].get("sources") or ()) > 1 and not labels_stated(config["data"]):
             raise ConfigError(
                 f"a stage clusters {run.label_source} features, and the data are a mixture: clusters of one source are"
                 " not those of another",
                 "state labels of one clustering for each source (data.sources.NAME.labels), or train on one dataset",
+            )
+        if run.label_source is None and reads_labels(config) and not labels_stated(config["data"]):
+            raise ConfigError(
+                "the target reads labels, and neither the data name any nor does a stage make them",
+                "choose stage=iterations, or make labels with ossicle label and state data.labels=DIR",
             )
         build_on_meta(config, run.clusters, run.max_steps)
 

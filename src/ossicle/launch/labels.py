@@ -10,6 +10,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.files import hash_json, read_json, write_json
 from ossicle.launch.config import Config
 from ossicle.launch.encoders import fingerprint, trained_encoder, untrained_encoder
+from ossicle.launch.experiment import reads_labels
 
 if TYPE_CHECKING:
     import torch
@@ -327,13 +328,8 @@ def check_labels(config: Config) -> None:
     if not sources:
         return
     clock = clock_of(config)
-    classes = config["target"].get("num_classes") if _reads_labels(config) else None
+    classes = config["target"].get("num_classes") if reads_labels(config) else None
     for source in sources:
         labels = LabelSet.load(source["labels"])
         index = DatasetIndex.load(source["shards"], source.get("split") or "train")
         labels.check(index, clock, classes)
-
-
-def _reads_labels(config: Config) -> bool:
-    """Whether the config's target is made of labels on disk: other targets name their classes alike."""
-    return str(config["target"].get("_target_", "")).startswith("ossicle.target.kmeans.")

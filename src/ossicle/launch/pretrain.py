@@ -110,8 +110,7 @@ def train_one(config: Config, run: "Run", place: Path, before: Path | None, *, f
         changed["target"] = {**target, "num_classes": run.clusters}
     data = changed["data"]
     if run.label_source is not None and not labels_stated(data):
-        labels = labels_for(config, run, before, first=first)
-        changed["data"] = {**data, "labels": str(labels)}
+        changed["data"] = with_labels(data, labels_for(config, run, before, first=first))
     return train(changed, place)
 
 
@@ -123,12 +122,12 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
     """
     from ossicle.launch.labels import LabelRequest, clock_of, device_of, make, place_of
 
-    data = config["data"]
+    (source,) = sources_of(config["data"]).values()  # of several, check() has refused to cluster one
     assert run.clusters is not None
     assert run.label_source is not None
     request = LabelRequest(
-        shards=data["shards"],
-        split=data["split"],
+        shards=source["shards"],
+        split=source.get("split") or "train",
         source="mfcc" if run.label_source == "mfcc" else "checkpoint",
         clusters=run.clusters,
         seed=config["seed"],
@@ -144,6 +143,18 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
     card = place_of(request) / "card.json"
     wait_for(card)
     return card.parent
+
+
+def sources_of(data: Config) -> dict[str, Config]:
+    """Each dataset that the data are read from, by name: several in a mixture, one without a name elsewhere."""
+    return dict(data.get("sources") or {"": data})
+
+
+def with_labels(data: Config, labels: Path) -> dict[str, object]:
+    """The data of one dataset with its labels named, be it a mixture of one or not."""
+    if not data.get("sources"):
+        return {**data, "labels": str(labels)}
+    return {**data, "sources": {name: {**source, "labels": str(labels)} for name, source in data["sources"].items()}}
 
 
 def wait_for(file: Path) -> None:

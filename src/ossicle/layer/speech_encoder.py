@@ -21,6 +21,7 @@ class SpeechEncoder(nn.Module, ABC):
         dim: Width of the encoder's frames (D).
         num_layers: Blocks of the encoder (L).
         drops_frames: Whether :meth:`encode` can go on with some of the frames alone.
+        causal: Whether an encoded frame hears itself and what is before it, and nothing after.
     """
 
     clock: FrameClock
@@ -29,6 +30,12 @@ class SpeechEncoder(nn.Module, ABC):
     dim: int
     num_layers: int
     drops_frames: bool
+    causal: bool = False
+
+    def layer_factor(self, layer: int) -> int:
+        """Encoded frames that a layer makes one: 1, unless it lies at a lower rate. 0 is the first block's input."""
+        del layer
+        return 1
 
     @abstractmethod
     def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:

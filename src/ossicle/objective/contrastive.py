@@ -6,7 +6,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from ossicle.core.batch import Batch, ObjectiveOutput
-from ossicle.core.errors import DataError
+from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.metrics import CodeUse, Mean
 from ossicle.core.seeds import generator
 from ossicle.core.shapes import Int64
@@ -38,6 +38,9 @@ class Contrastive(Objective):
         diversity_weight: Weight of the share of codes left unused (equation 4).
         penalty_weight: Weight of the mean square of the frontend's frames; at 0 it is not computed.
         feature_dropout: Dropout of the frames that are quantised.
+
+    Raises:
+        ConfigError: The target quantises nothing.
     """
 
     def __init__(
@@ -57,6 +60,11 @@ class Contrastive(Objective):
         feature_dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if not isinstance(target, QuantisedTarget):
+            raise ConfigError(
+                f"contrastive learning tells quantised frames apart, and {type(target).__name__} quantises none",
+                "choose target=gumbel, or objective=masked_prediction for targets of classes",
+            )
         self.target = target
         self.mask = mask(dim=dim, feature_dim=feature_dim)
         self.mask_start_probability = mask_start_probability
@@ -68,6 +76,15 @@ class Contrastive(Objective):
         self.feature_dropout = nn.Dropout(feature_dropout)
         self.project_context = nn.Linear(dim, final_dim)
         self.project_quantised = nn.Linear(target.dim, final_dim)
+
+    @override
+    def adopt(self, model: SpeechEncoder) -> None:
+        if model.clock != model.feature_clock:
+            raise ConfigError(
+                f"the encoder shortens: its frames lie on {model.clock}, the quantised ones on {model.feature_clock}",
+                "choose an encoder that keeps the frame rate (transformer, conformer, squeezed, hierarchical), or"
+                " shorten in the frontend (logmel_conv)",
+            )
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:

@@ -53,6 +53,11 @@ class Foreseeing(Objective):
     def adopt(self, model: SpeechEncoder) -> None:
         if model.clock != model.feature_clock:
             raise ConfigError("the encoder shortens: what comes is not on its clock", "choose another encoder")
+        if not model.causal:
+            raise ConfigError(
+                "the encoder hears what comes, and would copy what it is to foresee",
+                "choose a causal one: encoder=recurrent or encoder=convolutional",
+            )
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:

@@ -1,5 +1,6 @@
 """Prediction of the classes of masked frames: HuBERT (arXiv 2106.07447, section II) and BEST-RQ (arXiv 2202.01855)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.batch import Batch, EncoderOutput, ObjectiveOutput
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
-from ossicle.layer.heads import HeadFactory
+from ossicle.layer.heads import Head, HeadFactory
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
@@ -20,17 +21,6 @@ from ossicle.ops.codes import count_codes
 from ossicle.ops.losses import feature_penalty, frame_deviation
 from ossicle.ops.masking import gather_frames, mask_indices, unmasked_indices
 from ossicle.target.base import DiscreteTarget
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """What the head makes of some frames."""
-
-    loss_sum: Tensor
-    count: Tensor
-    num_right: Tensor
-    predicted_V: Tensor
-    wanted_V: Tensor
 
 
 class MaskedPrediction(Objective):
@@ -54,8 +44,11 @@ class MaskedPrediction(Objective):
         penalty_weight: Weight of the mean square of the frontend's frames; 0 where the frontend learns nothing.
 
     Raises:
-        ConfigError: ``masked_weight`` is not above 0.
+        ConfigError: ``masked_weight`` is not above 0, or the target has no classes.
     """
+
+    reads_layers = False
+    """Whether :meth:`judge_layers` reads the output of every layer."""
 
     def __init__(
         self,
@@ -74,6 +67,11 @@ class MaskedPrediction(Objective):
         super().__init__()
         if masked_weight <= 0:
             raise ConfigError(f"objective.masked_weight = {masked_weight} predicts nothing", "give it a weight above 0")
+        if not isinstance(target, DiscreteTarget):
+            raise ConfigError(
+                f"masked prediction predicts classes, and {type(target).__name__} has none",
+                "choose target=kmeans or target=random_projection",
+            )
         self.target = target
         self.head = head(dim=dim, num_classes=target.num_classes)
         self.mask = mask(dim=dim, feature_dim=feature_dim)
@@ -82,6 +80,15 @@ class MaskedPrediction(Objective):
         self.masked_weight = masked_weight
         self.unmasked_weight = unmasked_weight
         self.penalty_weight = penalty_weight
+
+    @override
+    def adopt(self, model: SpeechEncoder) -> None:
+        if model.clock != model.feature_clock:
+            raise ConfigError(
+                f"the encoder shortens: classes lie on {model.clock}, masks on the frontend's {model.feature_clock}",
+                "choose an encoder that keeps the frame rate (transformer, conformer, squeezed, hierarchical), or"
+                " shorten in the frontend (logmel_conv)",
+            )
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
@@ -120,9 +127,10 @@ class MaskedPrediction(Objective):
             )
         noise = generator(seed, batch.position, 0, "mask_noise", features_BTC.device)
         embedded_BTD = self.mask(model.embed, model.normalise(features_BTC), masked_BM, noise)
-        encoded_BTD = model.encode(embedded_BTD).last_BTD
+        # asked for only where they are read: keeping every layer's output costs memory
+        output = model.encode(embedded_BTD, layers=True) if self.reads_layers else model.encode(embedded_BTD)
 
-        masked = self._classify(encoded_BTD, labels_BT, masked_BM)
+        masked = self._classify(output.last_BTD, labels_BT, masked_BM)
         loss_sum, count = self.masked_weight * masked.loss_sum, masked.count
         logs: dict[str, Metric] = {
             "objective/accuracy_masked": Mean(masked.num_right, masked.count),
@@ -130,27 +138,68 @@ class MaskedPrediction(Objective):
             "target/codes": CodeUse(masked.wanted_V),
         }
         if self.unmasked_weight:
-            seen = self._classify(encoded_BTD, labels_BT, unmasked_indices(masked_BM, frames))
+            seen = self._classify(output.last_BTD, labels_BT, unmasked_indices(masked_BM, frames))
             loss_sum, count = loss_sum + self.unmasked_weight * seen.loss_sum, count + seen.count
             logs["objective/accuracy_unmasked"] = Mean(seen.num_right, seen.count)
         if self.penalty_weight:
             penalty = feature_penalty(features_BTC)
             loss_sum = loss_sum + count * self.penalty_weight * penalty
             logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
-        logs["objective/output_std"] = Mean(count * frame_deviation(encoded_BTD), count)
+        layers_sum, layers_logs = self.judge_layers(output, labels_BT, masked_BM)
+        loss_sum, logs = loss_sum + layers_sum, logs | dict(layers_logs)
+        logs["objective/output_std"] = Mean(count * frame_deviation(output.last_BTD), count)
         logs["objective/loss"] = Mean(loss_sum.detach(), count)
         return ObjectiveOutput(loss_sum, count, logs)
 
+    def judge_layers(
+        self, output: EncoderOutput, labels_BT: Int64[Tensor, "B T"], masked_BM: Int64[Tensor, "B M"]
+    ) -> tuple[Tensor, Mapping[str, Metric]]:
+        """What layers below the output add to the loss sum, and what is logged of them: nothing here."""
+        del output, masked_BM
+        return torch.zeros((), device=labels_BT.device), {}
+
     def _classify(
         self, encoded_BTD: Float[Tensor, "B T D"], labels_BT: Int64[Tensor, "B T"], frames_BM: Int64[Tensor, "B M"]
-    ) -> "_Scored":
-        logits_PV = self.head(gather_frames(encoded_BTD, frames_BM).flatten(0, 1))
+    ) -> "Scored":
         wanted_P = labels_BT.gather(1, frames_BM).flatten()
-        predicted_P = logits_PV.detach().argmax(-1)
-        return _Scored(
-            loss_sum=functional.cross_entropy(logits_PV, wanted_P, reduction="sum"),
-            count=torch.full((), float(frames_BM.numel()), device=logits_PV.device),
-            num_right=(predicted_P == wanted_P).sum(),
-            predicted_V=count_codes(predicted_P, self.target.num_classes),
-            wanted_V=count_codes(wanted_P, self.target.num_classes),
-        )
+        return score(self.head, gather_frames(encoded_BTD, frames_BM).flatten(0, 1), wanted_P)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a head makes of some frames: cross entropy and how many were right, both weighted, and the classes."""
+
+    loss_sum: Tensor
+    count: Tensor
+    num_right: Tensor
+    predicted_V: Tensor
+    wanted_V: Tensor
+
+
+def score(
+    head: Head, frames_PD: Float[Tensor, "P D"], wanted_P: Int64[Tensor, " P"], weights_P: Tensor | None = None
+) -> Scored:
+    """Hold a head's logits against classes.
+
+    Args:
+        head: Scores classes.
+        frames_PD: Frames in one list.
+        wanted_P: Their classes.
+        weights_P: Weight of each frame, float, in the sums and the count; None for 1.
+    """
+    logits_PV = head(frames_PD)
+    predicted_P = logits_PV.detach().argmax(-1)
+    right_P = predicted_P == wanted_P
+    if weights_P is None:
+        loss_sum = functional.cross_entropy(logits_PV, wanted_P, reduction="sum")
+        count, num_right = torch.full((), float(wanted_P.numel()), device=logits_PV.device), right_P.sum()
+    else:
+        loss_sum = (functional.cross_entropy(logits_PV, wanted_P, reduction="none") * weights_P).sum()
+        count, num_right = weights_P.sum(), (right_P * weights_P).sum()
+    return Scored(
+        loss_sum=loss_sum,
+        count=count,
+        num_right=num_right,
+        predicted_V=count_codes(predicted_P, head.num_classes),
+        wanted_V=count_codes(wanted_P, head.num_classes),
+    )

@@ -1,0 +1,64 @@
+"""Combinations of parts that make no sense are refused when they are composed, with the reason and a mend."""
+
+import pytest
+
+from ossicle.core.errors import ConfigError
+from ossicle.launch.config import compose
+from ossicle.launch.experiment import check, resolved
+from tests.launch.toy import TOY
+
+PROGRESSIVE = (
+    "encoder=progressive",
+    "++encoder.input_dim=32",
+    "++encoder.stages=[{convolutions: [[32, 5, 2]], num_layers: 2, ffn_dim: 64}]",
+    "mixer.num_heads=2",
+)
+PLAIN = tuple(item for item in TOY if not item.startswith("++encoder"))
+SENSELESS = {
+    "an encoder that hears the future foresees it": (
+        "cpc_tiny", ("encoder=transformer",), "would copy what it is to foresee", "encoder=recurrent"),
+    "classes for a contrastive loss": (
+        "wav2vec2_tiny", ("target=random_projection",), "RandomProjection quantises none", "target=gumbel"),
+    "a quantiser for masked prediction": (
+        "best_rq_tiny", ("target=gumbel",), "GumbelQuantiser has none", "target=kmeans"),
+    "a quantiser where frames are foreseen": (
+        "wav2vec_tiny", ("target=gumbel",), "not GumbelQuantiser", "target=frames"),
+    "labels that nobody makes": ("best_rq_tiny", ("target=kmeans",), "nor does a stage make them", "ossicle label"),
+    "labels for several sources": (
+        "mhubert_tiny", ("data.sources={a:{shards:x},b:{shards:y}}",), "not those of another", "labels"),
+    "an encoder that shortens under masks": (
+        "best_rq_tiny", PROGRESSIVE, "the encoder shortens: classes lie on", "frontend"),
+    "an encoder that shortens under a contrastive loss": (
+        "wav2vec2_tiny", PROGRESSIVE, "the encoder shortens: its frames lie on", "frontend"),
+    "frames between the target's frames": (
+        "best_rq_tiny", ("target.hop_ms=15",), "target.hop_ms", "divides the frontend's stride"),
+    "a layer that is not there": (
+        "fast_hubert_tiny", ("objective.layers=[7]",), "no layer 7", "from 1 to"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "overrides", "problem", "mend"), SENSELESS.values(), ids=SENSELESS)
+def test_what_makes_no_sense_is_refused_with_the_reason(
+    name: str, overrides: tuple[str, ...], problem: str, mend: str
+) -> None:
+    data = () if "mhubert" in name else ("data.shards=nowhere",)
+    sizes = PLAIN if overrides is PROGRESSIVE else TOY
+    config = resolved(compose("pretrain", [f"experiment={name}", *data, *sizes, *overrides]))
+    with pytest.raises(ConfigError, match=problem) as caught:
+        check(config)
+    assert mend in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("hubert_tiny", ("objective=masked_prediction_layers", "objective.layers=[1]", "encoder=squeezed")),
+        ("best_rq_tiny", ("frontend=wave", "encoder=conformer")),
+        ("wav2vec2_tiny", ("frontend=logmel", "encoder=squeezed")),
+        ("cpc_tiny", ("encoder=convolutional", "frontend=logmel")),
+        ("mr_hubert_tiny", ("layer/head@objective.head=linear", "layer/mask@objective.mask=noise")),
+    ],
+)
+def test_unusual_combinations_that_make_sense_are_built(name: str, overrides: tuple[str, ...]) -> None:
+    sizes = [item for item in TOY if "num_layers" not in item]
+    check(resolved(compose("pretrain", [f"experiment={name}", "data.shards=nowhere", *sizes, *overrides])))
