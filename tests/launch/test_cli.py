@@ -3,8 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ossicle.launch.cli import COMMANDS, main, on_cluster, options_first, usage
+from ossicle.launch.cli import BENCHES, COMMANDS, main, on_cluster, options_first, usage
+from ossicle.launch.config import conf_dir, groups
 from tests.launch.toy import ossicle
 
 HEAVY = """
@@ -16,18 +18,42 @@ print([name for name in ("torch", "lightning") if name in sys.modules])
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["pretrain", "experiment=hubert_tiny", "data.shards=x", "--cfg", "job"]]
+    "arguments",
+    [["--help"], ["pretrain", "--help"], ["pretrain", "experiment=hubert_tiny", "data.shards=x", "--cfg", "job"]],
 )
 def test_help_and_configs_import_neither_torch_nor_lightning(arguments: list[str], tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", HEAVY, *arguments], capture_output=True, text=True, cwd=tmp_path, check=True
     )
-    assert ran.stdout.strip().endswith("[]")
+    assert ran.stdout.rstrip().endswith("[]")
 
 
 def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     assert all(name in capsys.readouterr().out or name in usage() for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "bench"])
+def test_help_of_a_command_lists_its_parts_and_values_with_what_they_are(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([command, "--help"])
+    said = capsys.readouterr().out
+    stated = yaml.safe_load((conf_dir() / f"{command}.yaml").read_text())
+    for key in stated.keys() - {"defaults", "hydra"}:
+        assert f"\n  {key}:" in said
+    parts = {key for item in stated["defaults"] if isinstance(item, dict) for key in item if " " not in key}
+    for word in parts:
+        assert f"\n  {word}=" in said
+        assert all(f"\n    {option} " in said for option in groups()[word.partition("@")[0]])
+    assert "hydra" not in said.replace("${hydra:", "")
+
+
+def test_help_shows_the_values_of_a_part_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["pretrain", "optim/schedule@schedule=tri_stage", "--help"])
+    assert "_target_: ossicle.optim.schedules.TriStage" in capsys.readouterr().out
+    main(["bench", "step", "--help"])
+    assert BENCHES["step"] in capsys.readouterr().out
 
 
 def test_a_misspelt_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

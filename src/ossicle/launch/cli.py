@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ossicle.core.errors import ConfigError, OssicleError
 from ossicle.launch.config import conf_dir, explain, nearest, spoken
+from ossicle.launch.help import command_help
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,12 +51,12 @@ device=cpu or cuda; out=FILE writes the records as JSON. Peers come with: pip in
 "ossicle bench WHAT --help" lists its values.
 """
 
+HELP = frozenset({"-h", "--help"})
+
 RESPELT = {"label": {"layer": "source_layer"}}
 
 # Hydra's options that say what to do with a config; a run on a cluster is none of them, and becomes a multirun.
-MODES = frozenset(
-    {"-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "--version"}
-)
+MODES = frozenset({"-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "--hydra-help", "--version"})
 
 
 def usage() -> str:
@@ -122,7 +123,7 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 2 where the command line is wrong, 1 where the run failed for a reason that it names."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+    if not arguments or arguments[0] in {*HELP, "help"}:
         sys.stdout.write(usage())
         return
     if arguments[0] in {"-V", "--version"}:
@@ -134,12 +135,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         _refuse(f"there is no command {command!r}{nearest(command, COMMANDS)}", usage())
     if command == "bench":
-        if not overrides or overrides[0] in {"-h", "--help", "help"}:
+        if not overrides or overrides[0] in {*HELP, "help"}:
             sys.stdout.write(bench_usage())
             return
         if overrides[0] not in BENCHES:
             _refuse(f"there is no bench {overrides[0]!r}{nearest(overrides[0], BENCHES)}", bench_usage())
         command, overrides = f"bench_{overrides[0]}", overrides[1:]
+    if HELP & set(overrides):
+        what = BENCHES[command.removeprefix("bench_")] if command.startswith("bench_") else COMMANDS[command]
+        sys.stdout.write(command_help(command, what, overrides))
+        return
     try:
         run_command(command, overrides)
     except OssicleError as error:
