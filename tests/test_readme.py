@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-NOT_CHOSEN = {"callback", "hydra", "layer"}  # groups of conf/ of which a user seldom exchanges the options
+NOT_CHOSEN = {"callback", "hydra", "layer", "ops"}  # groups of conf/ of which a user seldom exchanges the options
 SET_UP = "pip install uv && uv run "  # what .ci/run does; here the environment exists
 
 TOYS = [o for o in TOY if not o.startswith(("data.max_crop_s", "data.min_crop_s"))]
