@@ -15,6 +15,7 @@ from ossicle.encoder.base import Encoder
 from ossicle.launch.config import groups
 from ossicle.launch.parts import option
 from ossicle.mixer.attention import Attention
+from ossicle.mixer.base import MixerFactory
 
 SMALL: dict[str, Any] = {
     "dim": 24, "num_layers": 3, "ffn_dim": 48, "gate_dim": 48, "position_kernel": 8, "position_groups": 4, "kernel": 5,
@@ -34,17 +35,18 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 """What is set beside it for encoders that are described otherwise, by name."""
 NAMES = groups()["encoder"]
+ATTENTION = partial(Attention, num_heads=2, dropout=0.0)
 CLOCK = FrameClock().then(400, 320)
 
 
-def encoder(name: str) -> Encoder:
+def encoder(name: str, mixer: MixerFactory = ATTENTION, **more: object) -> Encoder:
     torch.manual_seed(0)
     node = option(name, "encoder")
     cls = get_class(node.pop("_target_"))
     node.pop("_partial_")
     known = inspect.signature(cls).parameters
     small = {key: value for key, value in (SMALL | SMALLER.get(name, {})).items() if key in known}
-    built = cls(mixer=partial(Attention, num_heads=2, dropout=0.0), **(node | small))
+    built = cls(mixer=mixer, **(node | small | more))
     assert isinstance(built, Encoder)
     return built
 

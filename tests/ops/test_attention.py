@@ -1,3 +1,4 @@
+import itertools
 import logging
 
 import hypothesis
@@ -45,8 +46,10 @@ def qkv(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     return [torch.randn(*shape, generator=generator).to(device, dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
-@pytest.mark.parametrize("window", [None, 0, 2])
+@pytest.mark.parametrize(
+    ("backend", "window"),
+    [*itertools.product(["auto", "sdpa", "reference"], [None, 0, 2]), ("blocked", 0), ("blocked", 2)],
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_equals_brute_force_in_float64(backend: str, window: int | None, masked: bool) -> None:
     q, k, v = qkv(3, 7, 2, 4, dtype=torch.float64)
@@ -57,7 +60,7 @@ def test_attention_equals_brute_force_in_float64(backend: str, window: int | Non
     np.testing.assert_allclose(out.numpy()[kept], expected[kept], atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
 @hypothesis.given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), window=st.sampled_from([None, 1]))
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_packed_attention_equals_one_utterance_at_a_time(backend: str, lengths: list[int], window: int | None) -> None:
@@ -147,6 +150,8 @@ def test_a_package_that_is_absent_is_refused_before_a_device_is_asked_for(monkey
         (Case("cuda", torch.bfloat16, 64, packed=True), "varlen"),
         (Case("cuda", torch.bfloat16, 64, windowed=True), "varlen"),
         (Case("cuda", torch.bfloat16, 64, dropout=True, packed=True), "sdpa"),
+        (Case("cuda", torch.bfloat16, 64, masked=True, windowed=True), "blocked"),
+        (Case("cpu", torch.float32, 64, windowed=True), "blocked"),
         (Case("cuda", torch.float32, 64, packed=True), "sdpa"),
         (Case("cuda", torch.bfloat16, 12, packed=True), "sdpa"),
         (Case("cpu", torch.float32, 64), "sdpa"),

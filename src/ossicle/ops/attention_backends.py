@@ -20,6 +20,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
+from ossicle.ops.blocked_attention import attend_blocked, segments
+
 HALF_PRECISION: Final = (torch.float16, torch.bfloat16)
 
 
@@ -214,6 +216,47 @@ class Sdpa(Backend):
         return self._segments(q_PHK, k_PHK, v_PHK, edges=edges, dropout=dropout, window=window)
 
 
+@final
+class Blocked(Backend):
+    """SDPA over blocks of queries and the three blocks of keys around them: windows on any device, in linear memory."""
+
+    name = "blocked"
+
+    @override
+    def refusal(self, case: Case) -> str | None:
+        return None if case.windowed else "serves windows"
+
+    @override
+    def dense(
+        self,
+        q_BTHK: Tensor,
+        k_BTHK: Tensor,
+        v_BTHK: Tensor,
+        *,
+        valid_BT: Tensor | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        assert window is not None
+        return attend_blocked(q_BTHK, k_BTHK, v_BTHK, window, segment_BT=valid_BT, dropout=dropout)
+
+    @override
+    def packed(
+        self,
+        q_PHK: Tensor,
+        k_PHK: Tensor,
+        v_PHK: Tensor,
+        *,
+        edges: Tensor,
+        longest: int,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        assert window is not None
+        mine_1P = segments(edges, len(q_PHK))
+        return attend_blocked(q_PHK[None], k_PHK[None], v_PHK[None], window, segment_BT=mine_1P, dropout=dropout)[0]
+
+
 def _sides(window: int | None) -> tuple[int, int]:
     """A window as the flash kernels count it: keys to the left and to the right, -1 for all."""
     return (-1, -1) if window is None else (window, window)
@@ -342,5 +385,5 @@ def _import_problem(module: str) -> str | None:
 
 
 BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
-    {backend.name: backend for backend in (FlashAttention(), Varlen(), Sdpa(), Reference())}
+    {backend.name: backend for backend in (FlashAttention(), Varlen(), Blocked(), Sdpa(), Reference())}
 )
