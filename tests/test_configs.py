@@ -48,6 +48,11 @@ def smaller_chain(config: dict[str, Any]) -> dict[str, Any]:
         config["target"]["top_layers"] = 1
     if "convolutions" in config["frontend"]:
         config["frontend"]["convolutions"] = [[16, k, s] for _, k, s in config["frontend"]["convolutions"]]
+    if "stages" in config["encoder"]:
+        for stage in config["encoder"]["stages"]:
+            convolutions = [[16, kernel, stride] for _, kernel, stride in stage["convolutions"]]
+            stage |= {"convolutions": convolutions, "num_layers": 1, "ffn_dim": 32}
+        config["mixer"] |= {"num_heads": 2, "head_dim": None}
     if "layers_by_group" in config["encoder"]:
         config["encoder"]["layers_by_group"] = [1, 1, 1]
     if "layers" in config["objective"]:  # the toy has fewer

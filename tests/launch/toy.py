@@ -10,7 +10,7 @@ from ossicle.launch.config import compose
 CLUSTERS = 8  # of labels that tests make
 TOY = (
     "batch_s=4", "data.batch_s=4", "data.max_crop_s=2", "data.min_crop_s=1", "data.num_shapes=1",
-    "data.workers=0", "data.window_shards=2", "encoder.dim=32", "++encoder.num_layers=2", "++encoder.ffn_dim=64",
+    "data.workers=0", "data.window_shards=2", "++encoder.dim=32", "++encoder.num_layers=2", "++encoder.ffn_dim=64",
     "++encoder.position_kernel=8", "++encoder.position_groups=4", "++mixer.num_heads=2", "++schedule.warmup_steps=1",
     "wandb.mode=disabled", "log_every=1", "threads=1", "cluster.accelerator=cpu", "precision=auto",
 )  # fmt: skip
