@@ -107,7 +107,7 @@ def test_every_parameter_and_every_frame_gets_a_gradient(name: str) -> None:
 def test_it_runs_in_bfloat16_at_any_length_without_a_nan(name: str) -> None:
     chain = Chain(mixers(name))
     for frames in (1, 2, 37):
-        x_BTD = 30 * torch.randn(2, frames, DIM)
+        x_BTD = (30 * torch.randn(2, frames, DIM)).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out_BTD = chain(x_BTD)
         assert out_BTD.isfinite().all()

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from ossicle.core.errors import ConfigError
+from ossicle.meter.flops import count_macs
+from ossicle.mixer.convolution import KINDS, Convolution
+from tests.mixer.leaks import known, noisy
+
+DIM, HEADS, KERNEL = 6, 3, 5
+
+
+def by_hand(mixer: Convolution, x_TD: torch.Tensor) -> torch.Tensor:
+    """The paper's equations on one utterance, a number at a time."""
+    frames, dim = x_TD.shape
+    twice = x_TD @ mixer.gate.weight.T + mixer.gate.bias
+    gated = twice[:, :dim] / (1 + torch.exp(-twice[:, dim:]))
+    mixed = torch.zeros_like(gated)
+    for t in range(frames):
+        for c in range(dim):
+            head = c * HEADS // dim
+            if mixer.taps is not None:
+                logits = (mixer.taps.weight @ gated[t]).view(HEADS, KERNEL)[head]
+            else:
+                assert mixer.weight is not None
+                logits = mixer.weight[c if mixer.kind == "depthwise" else head]
+            kernel = logits if mixer.kind == "depthwise" else logits.exp() / logits.exp().sum()
+            for k in range(KERNEL):
+                if 0 <= (s := t + k - KERNEL // 2) < frames:
+                    mixed[t, c] += kernel[k] * gated[s, c]
+    return mixed @ mixer.out.weight.T + mixer.out.bias
+
+
+def build(kind: str) -> Convolution:
+    mixer = noisy(Convolution(DIM, kind, KERNEL, HEADS))
+    assert isinstance(mixer, Convolution)
+    return mixer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_rows_equal_a_float64_loop_over_each_alone(kind: str) -> None:
+    mixer = build(kind)
+    x_BTD = torch.randn(3, 9, DIM, dtype=torch.float64)
+    lengths = [9, 4, 1]
+    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        expected = by_hand(mixer, x_BTD[row, :length])
+        torch.testing.assert_close(out_BTD[row, :length], expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frame_knows_its_neighbours_and_no_other(kind: str) -> None:
+    table = known(build(kind), 12, DIM, [12, 10])
+    places = torch.arange(12)
+    near = (places[:, None] - places).abs() <= KERNEL // 2
+    real = (places < 10)[:, None] & (places < 10)
+    assert torch.equal(table, near & real)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_gradients_pass_gradcheck(kind: str) -> None:
+    mixer = noisy(Convolution(4, kind, 3, 2))
+    x_BTD = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    valid_BT = torch.arange(4) < torch.tensor([[4], [2]])
+    assert torch.autograd.gradcheck(lambda x: mixer(x, valid_BT)[valid_BT], (x_BTD,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_parameters_and_products_are_those_of_the_formula(kind: str) -> None:
+    dim, heads, kernel, frames = 24, 3, 7, 50
+    with torch.device("meta"):
+        mixer = Convolution(dim, kind, kernel, heads).eval()
+        x_BTD = torch.empty(2, frames, dim)
+    kernels = {"light": heads * kernel, "dynamic": dim * heads * kernel, "depthwise": dim * kernel}[kind]
+    assert sum(p.numel() for p in mixer.parameters()) == 3 * dim * dim + 3 * dim + kernels
+    # The taps of dynamic kernels are elementwise work, which is not counted.
+    taps = kernels if kind == "dynamic" else dim * kernel
+    assert count_macs(lambda: mixer(x_BTD)) == 2 * frames * (3 * dim * dim + taps)
+
+
+def test_taps_are_left_out_only_in_training() -> None:
+    mixer = Convolution(DIM, "light", KERNEL, HEADS, dropout=0.5)
+    x_BTD = torch.randn(1, 9, DIM)
+    assert not torch.equal(mixer(x_BTD), mixer(x_BTD))
+    assert torch.equal(mixer.eval()(x_BTD), mixer(x_BTD))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"kind": "lite"}, "kind=lite is no convolution"),
+        ({"kernel": 4}, "kernel=4 has no centre"),
+        ({"num_heads": 5}, "num_heads=5 does not divide the width 24"),
+    ],
+)
+def test_what_makes_no_convolution_is_refused(numbers: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Convolution(24, **numbers)
