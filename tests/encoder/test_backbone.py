@@ -1,9 +1,11 @@
 import copy
 import functools
 
+import hypothesis
 import pytest
 import torch
 import torchaudio
+from hypothesis import strategies as st
 
 from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
@@ -50,6 +52,39 @@ def test_a_padded_row_equals_the_row_alone(frontend: functools.partial[Frontend]
     for row, length in enumerate(lengths):
         alone = model(waveform_BS[row : row + 1, :length]).last_BTD[0]
         torch.testing.assert_close(out[row, : len(alone)], alone, atol=2e-4, rtol=1e-3)
+
+
+@FRONTENDS
+@hypothesis.given(lengths=st.lists(st.integers(600, 6_000), min_size=1, max_size=4))
+@hypothesis.settings(max_examples=10, deadline=None)
+def test_packed_equals_padded_equals_alone(frontend: functools.partial[Frontend], lengths: list[int]) -> None:
+    model = build(frontend).eval()
+    waveform_BS = torch.zeros(len(lengths), max(lengths))
+    for row, length in enumerate(lengths):
+        waveform_BS[row, :length] = torch.randn(length)
+    packed = model.packed(waveform_BS, lengths, layers=True)
+    padded = model(waveform_BS, torch.tensor(lengths)).last_BTD
+    assert packed.lengths == tuple(map(model.clock.num_frames, lengths))
+    for row, ours_TD in enumerate(packed.last_PD.split(packed.lengths)):
+        alone = model(waveform_BS[row : row + 1, : lengths[row]], layers=True)
+        torch.testing.assert_close(padded[row, : len(ours_TD)], ours_TD, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(alone.last_BTD[0], ours_TD, atol=2e-4, rtol=1e-3)
+        for layer, theirs in zip(packed.layers, alone.layers, strict=True):
+            torch.testing.assert_close(layer.split(packed.lengths)[row], theirs[0], atol=2e-4, rtol=1e-3)
+
+
+def test_a_gradient_through_packed_frames_is_the_sum_of_those_of_each_alone() -> None:
+    model = build(LogMel).eval()
+    waves = [torch.randn(length) for length in (3_000, 1_500)]
+    padded_BS = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    model.packed(padded_BS, [3_000, 1_500]).last_PD.square().sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for wave_S in waves:
+        model(wave_S[None]).last_BTD.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(ours[name], parameter.grad, atol=2e-3, rtol=1e-3, msg=name)
 
 
 def test_state_dict_keys_start_with_the_four_parts() -> None:

@@ -16,6 +16,7 @@ from ossicle.launch.config import groups
 from ossicle.launch.parts import option
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.base import MixerFactory
+from ossicle.ops.packing import Packing
 
 SMALL: dict[str, Any] = {
     "dim": 24, "num_layers": 3, "ffn_dim": 48, "gate_dim": 48, "position_kernel": 8, "position_groups": 4, "kernel": 5,
@@ -71,6 +72,21 @@ def test_a_padded_row_equals_the_row_alone_in_every_layer(name: str, lengths: li
         torch.testing.assert_close(padded.last_BTD[row, :count], alone.last_BTD[0], atol=2e-5, rtol=2e-5)
         for ours, theirs in zip(padded.layers, alone.layers, strict=True):
             torch.testing.assert_close(ours[row, :count], theirs[0], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.given(lengths=st.lists(st.integers(16, 40), min_size=1, max_size=3))
+@hypothesis.settings(max_examples=8, deadline=None)
+def test_packed_utterances_equal_each_alone_in_every_layer(name: str, lengths: list[int]) -> None:
+    built = encoder(name).eval()
+    x_PD = torch.randn(sum(lengths), built.input_dim)
+    packed = built.packed(x_PD, Packing.of(lengths), layers=True)
+    assert packed.lengths == tuple(frames_out(built, length) for length in lengths)
+    together = [part.split(packed.lengths) for part in (packed.last_PD, *packed.layers)]
+    for row, x_TD in enumerate(x_PD.split(lengths)):
+        alone = built(x_TD[None], layers=True)
+        for ours, theirs in zip(together, (alone.last_BTD, *alone.layers), strict=True):
+            torch.testing.assert_close(ours[row], theirs[0], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """Features that tests cluster: MFCCs every 20 ms, counted as they are made."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,8 +15,13 @@ SOURCE = {"features": "mfcc", "hop_ms": 20}
 RECIPE = LabelRecipe(SOURCE, clusters=40, sample_frames=4_000, seed=0)
 
 
-def extract(waveform_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-    return mfcc(waveform_BS, hop_ms=20, lengths_B=lengths_B)
+def extract(waveform_BS: Tensor, lengths: Sequence[int]) -> Tensor:
+    return real_frames(mfcc(waveform_BS, hop_ms=20, lengths_B=torch.tensor(lengths)), lengths)
+
+
+def real_frames(frames_BTD: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The frames of rows that are as long as their samples give, end to end."""
+    return torch.cat([x_TD[: CLOCK.num_frames(length)] for x_TD, length in zip(frames_BTD, lengths, strict=True)])
 
 
 FEATURES = Features(extract, CLOCK, batch_s=20)
@@ -30,13 +36,13 @@ class Counting:
         self.largest_s = 0.0
         self.killed_at = killed_at
 
-    def __call__(self, waveform_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+    def __call__(self, waveform_BS: Tensor, lengths: Sequence[int]) -> Tensor:
         for _ in waveform_BS:
             self.utterances += 1
             if self.utterances == self.killed_at:
                 raise KeyboardInterrupt
         self.largest_s = max(self.largest_s, waveform_BS.numel() / 16_000)
-        return extract(waveform_BS, lengths_B)
+        return extract(waveform_BS, lengths)
 
     def features(self, batch_s: float = 20) -> Features:
         return replace(FEATURES, extract=self, batch_s=batch_s)
@@ -44,4 +50,4 @@ class Counting:
 
 def alone(wave_S: Tensor) -> Tensor:
     """The features of one utterance by itself, (T, D)."""
-    return extract(wave_S[None])[0] if len(wave_S) else torch.zeros(0, 39)
+    return extract(wave_S[None], [len(wave_S)]) if len(wave_S) else torch.zeros(0, 39)

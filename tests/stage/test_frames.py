@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_padded_batches_of_mfccs_equal_utterances_alone(index: DatasetIndex) -> 
 
 
 @pytest.mark.parametrize("name", ["hubert_tiny", "hubert_base"])
-def test_padded_batches_through_an_encoder_equal_utterances_alone(name: str, index: DatasetIndex) -> None:
+def test_packed_batches_through_an_encoder_equal_utterances_alone(name: str, index: DatasetIndex) -> None:
     config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=x", *TOY]))
     if "convolutions" in config["frontend"]:
         config["frontend"]["convolutions"] = [[16, k, s] for _, k, s in config["frontend"]["convolutions"]]
@@ -54,9 +55,9 @@ def test_a_batch_holds_no_more_audio_than_allowed_and_like_lengths(synthetic_dat
     index = DatasetIndex.load(synthetic_dataset, "train")
     shapes: list[tuple[int, int]] = []
 
-    def watch(waveform_BS: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
+    def watch(waveform_BS: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         shapes.append((waveform_BS.shape[0], waveform_BS.shape[1]))
-        return FEATURES.extract(waveform_BS, lengths_B)
+        return FEATURES.extract(waveform_BS, lengths)
 
     by_row(replace(FEATURES, extract=watch, batch_s=30), index)
     assert all(rows * samples <= 30 * 16_000 or rows == 1 for rows, samples in shapes)

@@ -148,7 +148,7 @@ def test_features_off_their_clock_are_refused(index: DatasetIndex, tmp_path: Pat
 
 
 def test_features_that_are_not_finite_are_refused(index: DatasetIndex, tmp_path: Path) -> None:
-    diverged = replace(FEATURES, extract=lambda wave_BS, lengths_B: FEATURES.extract(wave_BS, lengths_B) / 0)
+    diverged = replace(FEATURES, extract=lambda wave_BS, lengths: FEATURES.extract(wave_BS, lengths) / 0)
     with pytest.raises(DataError, match="not finite"):
         make(index, tmp_path, diverged)
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from ossicle.data.index import DatasetIndex
 from ossicle.ops.spectral import mfcc
 from ossicle.stage.frames import Features
 from ossicle.stage.layers import Abx, Criterion, Pnmi, choose_layer
-from tests.stage.features import CLOCK
+from tests.stage.features import CLOCK, real_frames
 
 NUM_LAYERS = 3
 
@@ -20,10 +21,10 @@ def index(synthetic_dataset: Path) -> DatasetIndex:
     return DatasetIndex.load(synthetic_dataset, "train")
 
 
-def layers(waveform_BS: Tensor, lengths_B: Tensor | None) -> Tensor:
+def layers(waveform_BS: Tensor, lengths: Sequence[int]) -> Tensor:
     """MFCCs drowned in noise, MFCCs, and noise, side by side."""
-    clean = mfcc(waveform_BS, hop_ms=20, lengths_B=lengths_B)[..., :13]
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(clean.shape[1]))
+    clean = real_frames(mfcc(waveform_BS, hop_ms=20, lengths_B=torch.tensor(lengths)), lengths)[:, :13]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(len(clean)))
     return torch.cat([clean + 30 * noise, clean, noise], -1)
 
 

@@ -91,6 +91,21 @@ class EncoderOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedOutput:
+    """What an encoder makes of frames of several utterances that lie end to end in one row.
+
+    Args:
+        lengths: Frames of each utterance.
+        last_PD: The encoder's output, shape (P, D) with P the sum of the lengths.
+        layers: As in :class:`EncoderOutput`, L + 1 tensors (P, D).
+    """
+
+    lengths: tuple[int, ...]
+    last_PD: Tensor
+    layers: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectiveOutput:
     """A loss as a sum and a count, so that accumulation, world size and batch shape leave it unchanged.
 

@@ -1,16 +1,18 @@
 """A frontend and an encoder as one model."""
 
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ossicle.core.batch import EncoderOutput, Frames
+from ossicle.core.batch import EncoderOutput, Frames, PackedOutput
 from ossicle.core.shapes import Bool, Float, Int, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.frontend.base import Frontend
 from ossicle.layer.spec_augment import SpecAugmentFactory
-from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.layer.speech_encoder import SpeechEncoder, real
+from ossicle.ops.packing import Packing
 
 
 @final
@@ -85,3 +87,12 @@ class Backbone(SpeechEncoder):
         frames = self.local(waveform_BS, lengths_B)
         x_BTD = self.embed(self.normalise(frames.features_BTC))
         return self.encode(x_BTD, frames.valid_BT, layers=layers)
+
+    @override
+    def packed(
+        self, waveform_BS: Float[Tensor, "B S"], lengths: Sequence[int], *, layers: bool = False
+    ) -> PackedOutput:
+        frames = self.local(waveform_BS, real(lengths, waveform_BS))
+        x_BTD = self.embed(self.normalise(frames.features_BTC))
+        packing = Packing.of([self.feature_clock.num_frames(length) for length in lengths], waveform_BS.device)
+        return self.encoder.packed(packing.unpad(x_BTD), packing, layers=layers)

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from ossicle.core.batch import EncoderOutput
+from ossicle.core.batch import EncoderOutput, PackedOutput
 from ossicle.core.clock import FrameClock
 from ossicle.core.shapes import Bool, Float, Int64
+from ossicle.ops.packing import Packing
 
 
 class Encoder(nn.Module, ABC):
@@ -68,3 +69,17 @@ class Encoder(nn.Module, ABC):
         Returns:
             Frames (B, T', D) with T' as :meth:`clock` says, which is T unless the encoder shortens.
         """
+
+    def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing, *, layers: bool = False) -> PackedOutput:
+        """Encode utterances that lie end to end, each as if it were alone. By padding, unless a stack can do without.
+
+        Args:
+            x_PD: Embedded frames of all utterances, shape (P, D).
+            packing: How they lie.
+            layers: Whether every layer's output is wanted too.
+        """
+        x_BTD, valid_BT = packing.pad(x_PD)
+        output = self(x_BTD, valid_BT, layers=layers)
+        clock = self.clock(FrameClock())  # a frame a sample, so that it counts frames
+        after = Packing.of([clock.num_frames(length) for length in packing.lengths], x_PD.device)
+        return PackedOutput(after.lengths, after.unpad(output.last_BTD), tuple(map(after.unpad, output.layers)))

@@ -1,6 +1,7 @@
 """Blocks: what an encoder repeats."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import final
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from typing_extensions import override
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import FeedForward
 from ossicle.mixer.base import Mixer
+from ossicle.ops.packing import Packing
 
 
 class Block(nn.Module, ABC):
@@ -20,6 +22,10 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
         """One block on frames, (B, T, D)."""
+
+    def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing) -> Float[Tensor, "P D"]:
+        """One block on utterances that lie end to end, none of which hears another. By padding, unless it can."""
+        return packing.unpad(self(*packing.pad(x_PD)))
 
 
 class TransformerBlock(Block):
@@ -41,15 +47,27 @@ class TransformerBlock(Block):
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
 
+    @abstractmethod
+    def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        """The block on frames in any layout, their width last, with ``mix`` as the mixer for that layout."""
+
+    @override
+    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
+        return self.run(x_BTD, lambda y_BTD: self.mixer(y_BTD, valid_BT))
+
+    @override
+    def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing) -> Float[Tensor, "P D"]:
+        return self.run(x_PD, lambda y_PD: self.mixer.packed(y_PD, packing.cu_seqlens, packing.max_frames))
+
 
 @final
 class PostNormBlock(TransformerBlock):
     """Norms after the residual sums, as in wav2vec 2.0 and HuBERT base (arXiv 1706.03762, section 3.1)."""
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        x_BTD = self.mixer_norm(x_BTD + self.dropout(self.mixer(x_BTD, valid_BT)))
-        return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+    def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        x = self.mixer_norm(x + self.dropout(mix(x)))
+        return self.feed_forward_norm(x + self.feed_forward(x))
 
 
 @final
@@ -57,6 +75,6 @@ class PreNormBlock(TransformerBlock):
     """Norms before each branch, as in wav2vec 2.0 and HuBERT large (arXiv 2002.04745)."""
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.mixer(self.mixer_norm(x_BTD), valid_BT))
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+    def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        x = x + self.dropout(mix(self.mixer_norm(x)))
+        return x + self.feed_forward(self.feed_forward_norm(x))

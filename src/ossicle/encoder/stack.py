@@ -1,13 +1,13 @@
 """What encoders share that run blocks one after another at one rate."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ossicle.core.batch import EncoderOutput
+from ossicle.core.batch import EncoderOutput, PackedOutput
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
@@ -15,6 +15,7 @@ from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition, DeepConvolutionPosition
 from ossicle.mixer.base import Lender, run_lending
 from ossicle.ops.masking import gather_frames
+from ossicle.ops.packing import Packing
 
 
 class Stack(Encoder):
@@ -85,6 +86,15 @@ class Stack(Encoder):
         last_BTD = self.norm(outputs[-1]) if self.norm_first else outputs[-1]
         return EncoderOutput(last_BTD, tuple(outputs) if layers else ())
 
+    @override
+    def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing, *, layers: bool = False) -> PackedOutput:
+        padded_BTD, _ = packing.pad(x_PD)  # zeros between utterances for the position convolution, and for it alone
+        x_PD = x_PD + packing.unpad(self.position(padded_BTD))
+        x_PD = self.dropout(x_PD if self.norm_first else self.norm(x_PD))
+        outputs = [x_PD, *run_blocks(self, self.blocks, x_PD, packing=packing)]
+        last_PD = self.norm(outputs[-1]) if self.norm_first else outputs[-1]
+        return PackedOutput(packing.lengths, last_PD, tuple(outputs) if layers else ())
+
 
 class DropsLayers(Protocol):
     """An encoder that skips blocks in training."""
@@ -94,9 +104,15 @@ class DropsLayers(Protocol):
 
 
 def run_blocks(
-    encoder: DropsLayers, blocks: Iterable[nn.Module], x_BTD: Tensor, valid_BT: Tensor | None = None
+    encoder: DropsLayers,
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    valid_BT: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Iterator[Tensor]:
     """The output of each block in turn; a block that is skipped gives its input.
+
+    Frames are padded rows (B, T, D), or with a packing (P, D).
 
     What is skipped is drawn on the host from its default generator, so no device is waited for. Mixers that lend
     to later layers are handed on what they borrow.
@@ -107,12 +123,17 @@ def run_blocks(
             encoder.training and encoder.layer_drop > 0 and bool(torch.rand((), device="cpu") < encoder.layer_drop)
         )
         mixer = getattr(block, "mixer", None)
+        call = block if packing is None else _packed(cast("Block", block), packing)
         if not dropped and isinstance(mixer, Lender):
             borrowed = () if mixer.creditor is None else loans.get(mixer.creditor, ())
-            x_BTD, loans[mixer] = run_lending(block, mixer, x_BTD, valid_BT, borrowed)
+            x, loans[mixer] = run_lending(call, mixer, x, valid_BT, borrowed)
         elif not dropped:
-            x_BTD = block(x_BTD, valid_BT)
-        yield x_BTD
+            x = call(x, valid_BT)
+        yield x
+
+
+def _packed(block: Block, packing: Packing) -> Callable[[Tensor, Tensor | None], Tensor]:
+    return lambda x_PD, _: block.packed(x_PD, packing)
 
 
 def check_layer_drop(layer_drop: float) -> float:

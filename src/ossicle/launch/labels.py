@@ -13,6 +13,8 @@ from ossicle.launch.encoders import fingerprint, trained_encoder, untrained_enco
 from ossicle.launch.experiment import reads_labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
@@ -153,6 +155,9 @@ def features_of(request: LabelRequest, device: "torch.device | None" = None) -> 
 
 
 def _mfccs(request: LabelRequest, device: "torch.device") -> "Features":
+    import torch
+
+    from ossicle.ops.packing import Packing
     from ossicle.ops.spectral import mfcc, spectral_clock
     from ossicle.stage.frames import Features
 
@@ -165,8 +170,9 @@ def _mfccs(request: LabelRequest, device: "torch.device") -> "Features":
             "cluster a layer of a run of this model instead (source=checkpoint)",
         )
 
-    def extract(waveform_BS: "Tensor", lengths_B: "Tensor | None") -> "Tensor":
-        return mfcc(waveform_BS.to(device), hop_ms=MFCC_HOP_MS, lengths_B=lengths_B)[:, ::stride]
+    def extract(waveform_BS: "Tensor", lengths: "Sequence[int]") -> "Tensor":
+        frames_BTD = mfcc(waveform_BS.to(device), hop_ms=MFCC_HOP_MS, lengths_B=torch.tensor(lengths))[:, ::stride]
+        return Packing.of([clock.num_frames(length) for length in lengths], device).unpad(frames_BTD)
 
     return Features(extract, clock, _batch_s(request.batch_s, device), _decoders(device), device)
 
@@ -177,10 +183,9 @@ def _layers(model: "SpeechEncoder", chosen: slice, batch_s: float, device: "torc
 
     from ossicle.stage.frames import Features
 
-    def extract(waveform_BS: "Tensor", lengths_B: "Tensor | None") -> "Tensor":
-        lengths = None if lengths_B is None else lengths_B.to(device)
+    def extract(waveform_BS: "Tensor", lengths: "Sequence[int]") -> "Tensor":
         with torch.inference_mode():
-            return torch.cat(model(waveform_BS.to(device), lengths, layers=True).layers[chosen], -1).float()
+            return torch.cat(model.packed(waveform_BS.to(device), lengths, layers=True).layers[chosen], -1).float()
 
     return Features(extract, model.clock, batch_s, _decoders(device), device)
 

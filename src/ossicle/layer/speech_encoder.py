@@ -1,12 +1,15 @@
 """What an objective sees of the model it trains: steps from waveforms to encoded frames, and nothing of its parts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from ossicle.core.batch import EncoderOutput, Frames
+from ossicle.core.batch import EncoderOutput, Frames, PackedOutput
 from ossicle.core.clock import FrameClock
 from ossicle.core.shapes import Bool, Float, Int, Int64
+from ossicle.ops.packing import Packing
 
 
 class SpeechEncoder(nn.Module, ABC):
@@ -65,3 +68,26 @@ class SpeechEncoder(nn.Module, ABC):
         self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None, *, layers: bool = False
     ) -> EncoderOutput:
         """Waveforms through everything, nothing masked: how features are extracted."""
+
+    def packed(
+        self, waveform_BS: Float[Tensor, "B S"], lengths: Sequence[int], *, layers: bool = False
+    ) -> PackedOutput:
+        """Whole utterances through everything, each as if it were alone, their frames end to end.
+
+        This is how features are extracted and a model is fine-tuned.
+
+        Args:
+            waveform_BS: Utterances in padded rows, shape (B, S).
+            lengths: Samples of each that are real; every one gives a frame.
+            layers: Whether every layer's output is wanted too.
+        """
+        output = self(waveform_BS, real(lengths, waveform_BS), layers=layers)
+        packing = Packing.of([self.clock.num_frames(length) for length in lengths], waveform_BS.device)
+        return PackedOutput(packing.lengths, packing.unpad(output.last_BTD), tuple(map(packing.unpad, output.layers)))
+
+
+def real(lengths: Sequence[int], waveform_BS: Float[Tensor, "B S"]) -> Int[Tensor, " B"] | None:
+    """The lengths as a model takes them: on its device, or None where nothing is padding."""
+    if all(length == waveform_BS.shape[1] for length in lengths):
+        return None
+    return torch.tensor(lengths).to(waveform_BS.device, non_blocking=True)

@@ -1,5 +1,9 @@
 """Utterances end to end in one row, and back to padded rows: by index arithmetic, with no wait for the device."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -38,3 +42,35 @@ def unpad(x_BTD: Float[Tensor, "B T D"], cu_seqlens: Int[Tensor, " edges"], num_
     edges = cu_seqlens.long()
     rows_P = torch.searchsorted(edges[1:], places_P, right=True)
     return x_BTD[rows_P, places_P - edges[rows_P]]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How utterances lie end to end in one row.
+
+    Args:
+        lengths: Frames of each utterance, known on the host.
+        cu_seqlens: Where they start and end: 0 and the cumulative counts of frames, int32, shape (B + 1,).
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | None = None) -> Self:
+        """The packing of utterances of some lengths."""
+        edges = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        return cls(tuple(lengths), edges.to(device, non_blocking=True))
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of the longest utterance."""
+        return max(self.lengths)
+
+    def pad(self, x_PD: Float[Tensor, "P D"]) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
+        """:func:`pad_packed` of frames that lie so."""
+        return pad_packed(x_PD, self.cu_seqlens, self.max_frames)
+
+    def unpad(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "P D"]:
+        """:func:`unpad` of frames that will lie so."""
+        return unpad(x_BTD, self.cu_seqlens, sum(self.lengths))

@@ -16,9 +16,9 @@ from ossicle.data.utterances import Wave, decode_batches, length_batches
 
 _CPU = torch.device("cpu")
 
-Extract = Callable[[Tensor, Tensor | None], Tensor]
-"""Waveforms, float32 on the CPU, shape (B, S), and how many samples of each are real, int64, shape (B,), or None where
-all are, to frames on any device, shape (B, T, D), with T as the clock says."""
+Extract = Callable[[Tensor, Sequence[int]], Tensor]
+"""Waveforms, float32 on the CPU, shape (B, S), and how many samples of each are real, to the real frames of all of them
+end to end, on any device, shape (P, D), as many of each as the clock says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,14 @@ def _pack(features: Features, batch: list[tuple[int, Wave]]) -> Packed:
     waveform_BS = torch.zeros(len(batch), max(lengths))
     for place, (_, wave_S) in enumerate(batch):
         waveform_BS[place, : len(wave_S)] = torch.from_numpy(wave_S)
-    lengths_B = None if len(set(lengths)) == 1 else torch.tensor(lengths)
-    frames_BTD = features.extract(waveform_BS, lengths_B).float()
+    frames_PD = features.extract(waveform_BS, lengths).float()
     counts = tuple(features.clock.num_frames(length) for length in lengths)
-    if frames_BTD.ndim != 3 or frames_BTD.shape[:2] != (len(batch), max(counts)):
+    if frames_PD.ndim != 2 or len(frames_PD) != sum(counts):
         raise ConfigError(
-            f"the features of {len(batch)} x {max(lengths)} samples have shape {tuple(frames_BTD.shape)}, and their"
-            f" clock says {max(counts)} frames",
+            f"the features of {len(batch)} utterances have shape {tuple(frames_PD.shape)}, and their clock says"
+            f" {sum(counts)} frames",
             "give the clock that the features are made on",
         )
-    frames_PD = torch.cat([frames_BTD[place, :count] for place, count in enumerate(counts)])
     if not bool(frames_PD.isfinite().all()):
         raise DataError(
             f"features of the rows {', '.join(str(row) for row, _ in batch)} are not finite",
