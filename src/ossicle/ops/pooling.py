@@ -34,3 +34,29 @@ def pool_frames(
 def repeat_frames(x_BUD: Float[Tensor, "B U D"], factor: int, num_frames: int) -> Float[Tensor, "B T D"]:
     """Each frame ``factor`` times, cut to ``num_frames``."""
     return x_BUD[:, :, None].expand(-1, -1, factor, -1).flatten(1, 2)[:, :num_frames]
+
+
+def relative_places(valid_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Where a frame's middle stands among the real frames of its row, in (0, 1) for those that are real.
+
+    Args:
+        valid_BT: True where a frame is real.
+    """
+    count_B1 = valid_BT.sum(1, keepdim=True).clamp(min=1)
+    return (valid_BT.cumsum(1) - 0.5) / count_B1
+
+
+def interpolate_grid(grid_SG: Float[Tensor, "S G"], place_BT: Float[Tensor, "B T"]) -> Float[Tensor, "B S T"]:
+    """Functions on [0, 1], given at the middles of G equal parts, at any places: linear between, constant at the ends.
+
+    Args:
+        grid_SG: Values of S functions, shape (S, G).
+        place_BT: Where they are read, shape (B, T).
+    """
+    last = grid_SG.shape[1] - 1
+    at_BT = (place_BT * grid_SG.shape[1] - 0.5).clamp(0, last)
+    left_BT = at_BT.floor().long().clamp(max=max(last - 1, 0))
+    share_BT = (at_BT - left_BT).to(grid_SG.dtype)
+    right_BT = (left_BT + 1).clamp(max=last)
+    read_SBT = torch.lerp(grid_SG[:, left_BT], grid_SG[:, right_BT], share_BT)
+    return read_SBT.transpose(0, 1)
