@@ -111,7 +111,8 @@ def test_it_runs_in_bfloat16_at_any_length_without_a_nan(name: str) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out_BTD = chain(x_BTD)
         assert out_BTD.isfinite().all()
-        out_BTD.float().square().mean().backward()
+        # Some grow with the fifth power of what comes in: squares of that would be no test.
+        (out_BTD.float() / out_BTD.detach().float().abs().max()).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in chain.parameters())
 
 
