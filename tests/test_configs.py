@@ -55,6 +55,8 @@ def smaller_chain(config: dict[str, Any]) -> dict[str, Any]:
         config["mixer"] |= {"num_heads": 2, "head_dim": None}
     if "layers_by_group" in config["encoder"]:
         config["encoder"]["layers_by_group"] = [1, 1, 1]
+    if "contrastive_layer" in config["objective"]:
+        config["objective"]["contrastive_layer"] = 1
     if "layers" in config["objective"]:  # the toy has fewer
         config["objective"]["layers"] = [1]
     return config

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import CollapseError
 from ossicle.system.watcher import Watcher
+from ossicle.target.base import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,11 @@ class CollapseGuard(Watcher):
         min_target_perplexity: Least perplexity of the target's codes.
         min_output_perplexity: Least perplexity of the predicted classes.
         min_output_std: Least standard deviation of the encoder's output over frames, averaged over channels.
+        min_target_std: Least standard deviation of a teacher's targets over frames; normalised ones have about 1.
+        min_prediction_std: Least standard deviation of what is predicted of them.
+        min_teacher_gap: Least distance of a moving average's weights from the student's, relative to their length: at 0
+            the student learns from itself.
+        max_teacher_gap: Largest such distance: a teacher that was left behind.
         min_over_chance: Least ratio of masked accuracy to that of always guessing the target's most frequent class.
     """
 
@@ -46,6 +52,10 @@ class CollapseGuard(Watcher):
         min_target_perplexity: float | None = 2.0,
         min_output_perplexity: float | None = 1.5,
         min_output_std: float | None = 1e-3,
+        min_target_std: float | None = 0.1,
+        min_prediction_std: float | None = 0.01,
+        min_teacher_gap: float | None = 1e-7,
+        max_teacher_gap: float | None = 1.4,
         min_over_chance: float | None = 1.02,
     ) -> None:
         del run_dir, config
@@ -57,8 +67,19 @@ class CollapseGuard(Watcher):
             "target/codes_perplexity": (min_target_perplexity, "the target uses hardly any codes"),
             "objective/codes_perplexity": (min_output_perplexity, "the model predicts hardly any classes"),
             "objective/output_std": (min_output_std, "the encoder's output is nearly constant"),
+            "target/std": (min_target_std, "the teacher's targets are nearly constant"),
+            "objective/prediction_std": (min_prediction_std, "the predictions are nearly constant"),
+            "target/teacher_gap": (min_teacher_gap, "the teacher is the student itself"),
         }
+        self.max_teacher_gap = max_teacher_gap
         self._streaks: dict[str, int] = {}
+
+    @override
+    def measure(self, trainer: Trainer, system: LightningModule) -> Mapping[str, float]:
+        """The distance of teacher and student, where the objective has a teacher that follows."""
+        target = getattr(getattr(system, "objective", None), "target", None)
+        gap = target.gap(system.model) if isinstance(target, Teacher) else None
+        return {} if gap is None else {"target/teacher_gap": float(gap)}
 
     @override
     def on_metrics(self, trainer: Trainer, system: LightningModule, metrics: Mapping[str, float], step: int) -> None:
@@ -83,6 +104,9 @@ class CollapseGuard(Watcher):
         for name, (floor, sign) in self.floors.items():
             if floor is not None and name in metrics and not metrics[name] >= floor:
                 yield sign, f"{name} {metrics[name]:.4g} < {floor:g}"
+        gap = metrics.get("target/teacher_gap", 0.0)
+        if self.max_teacher_gap is not None and not gap <= self.max_teacher_gap:
+            yield "the student has left its teacher behind", f"target/teacher_gap {gap:.4g} > {self.max_teacher_gap:g}"
         # Only what predicts classes is held against guessing one: a contrastive objective chooses among negatives.
         chance = metrics.get("target/codes_top") if "objective/codes_perplexity" in metrics else None
         right = metrics.get("objective/accuracy_masked")

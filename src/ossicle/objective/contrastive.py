@@ -7,16 +7,16 @@ from typing_extensions import override
 
 from ossicle.core.batch import Batch, ObjectiveOutput
 from ossicle.core.errors import ConfigError, DataError
-from ossicle.core.metrics import CodeUse, Mean
+from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.seeds import generator
-from ossicle.core.shapes import Int64
+from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
 from ossicle.ops.losses import contrastive_logits, diversity_loss, feature_penalty, frame_deviation
 from ossicle.ops.masking import gather_frames, mask_indices
 from ossicle.ops.negatives import sample_negatives
-from ossicle.target.base import QuantisedTarget
+from ossicle.target.base import Quantised, QuantisedTarget
 
 
 class Contrastive(Objective):
@@ -135,8 +135,32 @@ class Contrastive(Objective):
         quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
         noise = generator(seed, batch.position, 0, "mask_noise", normalised_BTC.device)
         encoded_BTD = model.encode(self.mask(model.embed, normalised_BTC, masked_BM, noise)).last_BTD
+        loss_sum, logs = self.tell_apart(encoded_BTD, quantised, masked_BM, negatives_BMN)
+        count = loss_sum.new_full((), float(masked_BM.numel()))
+        logs["objective/output_std"] = Mean(count * frame_deviation(encoded_BTD), count)
+        if self.penalty_weight:
+            penalty = feature_penalty(features_BTC)
+            loss_sum = loss_sum + count * self.penalty_weight * penalty
+            logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
+        return ObjectiveOutput(loss_sum, count, {"objective/loss": Mean(loss_sum.detach(), count), **logs})
+
+    def tell_apart(
+        self,
+        context_BTD: Float[Tensor, "B T D"],
+        quantised: Quantised,
+        masked_BM: Int64[Tensor, "B M"],
+        negatives_BMN: Int64[Tensor, "B M N"],
+    ) -> tuple[Tensor, dict[str, Metric]]:
+        """Sum of the contrastive and the diversity loss, and what is logged of them.
+
+        Args:
+            context_BTD: Frames that say what was masked.
+            quantised: What the quantiser made of the masked frames.
+            masked_BM: Masked frames of each row.
+            negatives_BMN: Places of the negatives among the row's masked frames.
+        """
         logits = contrastive_logits(
-            self.project_context(gather_frames(encoded_BTD, masked_BM)),
+            self.project_context(gather_frames(context_BTD, masked_BM)),
             self.project_quantised(quantised.vectors_BMD),
             quantised.codes_BMG,
             negatives_BMN,
@@ -146,19 +170,13 @@ class Contrastive(Objective):
         contrastive = functional.cross_entropy(logits.flatten(0, 1), first, reduction="sum")
         count = torch.full((), float(masked_BM.numel()), device=logits.device)
         diversity = diversity_loss(quantised.code_probabilities_GV)
-        loss_sum = contrastive + count * self.diversity_weight * diversity
-        logs = {
+        logs: dict[str, Metric] = {
             "objective/contrastive": Mean(contrastive.detach(), count),
             "objective/diversity": Mean(count * diversity.detach(), count),
             "objective/accuracy_masked": Mean(num_first(logits), count),
-            "objective/output_std": Mean(count * frame_deviation(encoded_BTD), count),
             "target/codes": CodeUse(quantised.code_counts_GV),
         }
-        if self.penalty_weight:
-            penalty = feature_penalty(features_BTC)
-            loss_sum = loss_sum + count * self.penalty_weight * penalty
-            logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
-        return ObjectiveOutput(loss_sum, count, {"objective/loss": Mean(loss_sum.detach(), count), **logs})
+        return contrastive + count * self.diversity_weight * diversity, logs
 
 
 def num_first(logits: Tensor) -> Tensor:

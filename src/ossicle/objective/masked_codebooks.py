@@ -16,7 +16,7 @@ from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
-from ossicle.ops.codes import count_codes
+from ossicle.ops.codes import count_groups
 from ossicle.ops.losses import frame_deviation
 from ossicle.ops.masking import gather_frames, mask_indices, unmasked_indices
 from ossicle.target.online_codebook import OnlineCodebook
@@ -117,8 +117,8 @@ class MaskedCodebooks(Objective):
         count = loss_sum.new_full((), float(masked_BM.numel()))
         logs: dict[str, Metric] = {
             "objective/accuracy_masked": Mean(right, count),
-            "objective/codes": CodeUse(self._counts(predicted_KP)),
-            "target/codes": CodeUse(self._counts(chosen_KP)),
+            "objective/codes": CodeUse(count_groups(predicted_KP.T, self.target.num_codes)),
+            "target/codes": CodeUse(count_groups(chosen_KP.T, self.target.num_codes)),
         }
         if self.unmasked_weight:
             seen = unmasked_indices(masked_BM, features_BTC.shape[1])
@@ -139,9 +139,6 @@ class MaskedCodebooks(Objective):
         predicted_KP = logits_KPV.detach().argmax(-1)
         right = (predicted_KP == chosen_KP).float().mean(0).sum()
         return loss_sum / len(chosen_KP), right, predicted_KP, chosen_KP
-
-    def _counts(self, codes_KP: Int64[Tensor, "K P"]) -> Float[Tensor, "K V"]:
-        return torch.stack([count_codes(codes, self.target.num_codes) for codes in codes_KP])
 
 
 @final

@@ -51,9 +51,13 @@ class QuantisedTarget(nn.Module, ABC):
 
     Attributes:
         dim: Width of the quantised vectors.
+        num_groups: Codebooks (G).
+        num_codes: Codes of each codebook (V).
     """
 
     dim: int
+    num_groups: int
+    num_codes: int
 
     @abstractmethod
     def forward(self, features_BMC: Float[Tensor, "B M C"], *, seed: int, position: int, step: int) -> Quantised:
