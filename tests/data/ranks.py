@@ -1,4 +1,6 @@
-"""Trains on real shards with real ranks: ``python -m tests.data.ranks DATASET FOLDER``; nothing runs before the forks.
+"""Trains on real shards with real ranks: ``python -m tests.data.ranks DATASET FOLDER [stream]``.
+
+Nothing runs before the forks. With ``stream`` the shards are read without their index.
 
 Every process notes what it has trained on, batch by batch, in FOLDER/<scenario>-<rank>.jsonl. The scenario ``killed``
 loses rank 1 by SIGKILL in the middle of a step in the middle of an epoch, some steps after its last checkpoint.
@@ -19,6 +21,7 @@ from typing_extensions import override
 from ossicle.callback.checkpoints import Checkpoints
 from ossicle.core.batch import Batch
 from ossicle.data.module import ShardData
+from ossicle.data.stream import StreamData
 from tests.system import toys
 from tests.system.ranks import fork, wait
 
@@ -47,7 +50,13 @@ class Notes(Callback):
             file.write(json.dumps(note) + "\n")
 
 
-def data_of(shards: Path) -> ShardData:
+def data_of(shards: Path, *, streamed: bool) -> ShardData | StreamData:
+    if streamed:
+        urls = [str(path) for path in sorted((shards / "train").glob("*.tar"))]
+        return StreamData(
+            urls, max_crop_s=0.8, min_crop_s=0.3, num_shapes=2, batch_s=1.0, shuffle=6, workers=2, seed=5,
+            max_bad_fraction=0.1, measured=30,
+        )  # fmt: skip
     return ShardData(
         shards, max_crop_s=0.8, min_crop_s=0.3, num_shapes=3, batch_s=2.0, window_shards=2, workers=1, seed=5,
         max_bad_fraction=0.1, max_cut=0.1,
@@ -55,24 +64,32 @@ def data_of(shards: Path) -> ShardData:
 
 
 def job(
-    shards: Path, folder: Path, name: str, world: int, *, kill_step: int | None = None, resumed: bool = False
+    shards: Path,
+    folder: Path,
+    name: str,
+    world: int,
+    *,
+    kill_step: int | None = None,
+    resumed: bool = False,
+    streamed: bool = False,
 ) -> dict[str, object]:
     notes = partial(Notes, folder, name, kill_step)
     trainer, system = toys.toy_run(
         folder / name,
         (notes, CHECKPOINTS),
         checkpoint=folder / name / "checkpoints" / "last.ckpt" if resumed else None,
-        data=data_of(shards),
+        data=data_of(shards, streamed=streamed),
         devices=world,
         accumulate=GLOBAL_BATCHES // world,
         max_steps=STEPS,
     )
-    return {"weights": vars(system)["_modules"]["model"].state_dict(), "position": vars(trainer)["datamodule"].position}
+    state = vars(trainer)["datamodule"].state_dict()
+    return {"weights": vars(system)["_modules"]["model"].state_dict(), **state}
 
 
-def main(shards: Path, folder: Path) -> None:
+def main(shards: Path, folder: Path, *, streamed: bool) -> None:
     def start(name: str, world: int, **how: object) -> list[int]:
-        work: Callable[[], dict[str, object]] = partial(job, shards, folder, name, world, **how)  # type: ignore[arg-type]
+        work: Callable[[], dict[str, object]] = partial(job, shards, folder, name, world, streamed=streamed, **how)  # type: ignore[arg-type]
         return fork(folder, name, work, world)
 
     wait(start("straight", 2) + start("killed", 2, kill_step=KILL_STEP))
@@ -82,4 +99,4 @@ def main(shards: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), streamed=sys.argv[3:] == ["stream"])

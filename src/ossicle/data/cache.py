@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from ossicle.core.errors import ConfigError, DataError
 
+DEFAULT_GB = 20.0
 _LOG = logging.getLogger(__name__)
 _PART = ".part"
 _LOCKS = ".locks"
@@ -38,17 +39,19 @@ class ShardCache:
     that have a name never exceed the bound. What a killed process left half-fetched is removed by the next fetch.
 
     Args:
-        dir: The folder, made where it is missing; on a disk of this machine.
+        dir: The folder, made where it is missing, on a disk of this machine; None for one of this user's own where the
+            machine keeps temporary files.
         max_gb: Most bytes that it holds, in 10^9 bytes; 0 keeps nothing.
 
     Raises:
         ConfigError: A negative bound.
     """
 
-    def __init__(self, dir: Path | str, max_gb: float) -> None:  # noqa: A002  the key's name in the config
+    def __init__(self, dir: Path | str | None = None, max_gb: float = DEFAULT_GB) -> None:  # noqa: A002  the config's key
         if max_gb < 0:
             raise ConfigError(f"data.cache.max_gb={max_gb} is no size", "give gigabytes, or 0 to keep nothing")
-        self.folder = Path(dir).expanduser()
+        own = Path(tempfile.gettempdir()) / f"ossicle-{os.getuid()}"
+        self.folder = own if dir is None else Path(dir).expanduser()
         self.max_bytes = int(max_gb * 1e9)
         self._warned: set[str] = set()
 

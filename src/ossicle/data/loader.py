@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -13,6 +14,7 @@ from ossicle.core.world import World
 from ossicle.data.plan import BatchSpec, PlannedSequence
 from ossicle.data.reader import BatchReader
 
+_T = TypeVar("_T")
 _LOST = "DataLoader worker"  # how torch begins to say that a worker is gone
 
 
@@ -74,20 +76,30 @@ class PlannedLoader(DataLoader[Batch | OssicleError]):
 
     @override
     def __iter__(self) -> Iterator[Batch]:  # ty: ignore[incompatible-method-override]  a generator is all that is used
-        items = super().__iter__()
-        while True:
-            with told_of_lost_workers():
-                try:
-                    item = next(items, None)
-                except (ConnectionError, EOFError) as error:  # a batch is handed over by a process that is gone
-                    raise RuntimeError(f"{_LOST} is gone: {error}") from error
-            if item is None:
-                return
-            if isinstance(item, OssicleError):
-                raise item
+        for batch in raised_as_they_were(super().__iter__()):
             if self.given is not None:
-                self.given(item)
-            yield item
+                self.given(batch)
+            yield batch
+
+
+def raised_as_they_were(items: Iterator[_T | OssicleError]) -> Iterator[_T]:
+    """What a DataLoader gives, up to an error that travelled as an item, which is raised.
+
+    Raises:
+        OssicleError: A worker met it.
+        DataError: A worker was lost.
+    """
+    while True:
+        with told_of_lost_workers():
+            try:
+                item = next(items, None)
+            except (ConnectionError, EOFError) as error:  # a batch is handed over by a process that is gone
+                raise RuntimeError(f"{_LOST} is gone: {error}") from error
+        if item is None:
+            return
+        if isinstance(item, OssicleError):
+            raise item
+        yield item
 
 
 @contextmanager

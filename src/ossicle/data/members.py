@@ -15,6 +15,7 @@ AUDIO_SUFFIXES = frozenset({"flac", "wav", "opus", "ogg", "mp3", "aiff", "aif", 
 """Last suffixes of members that are audio; libsndfile then goes by the content."""
 
 _ENDED = 64
+_HEADER_ERROR: type[Exception] = tarfile.HeaderError
 _END_MARK = "EOFHeaderError"  # tarfile's name, which it does not export, for the blocks of zeros that end a tar
 _BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, DataError)
 
@@ -44,7 +45,7 @@ class _TarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile)
-        except tarfile.HeaderError as error:  # ty: ignore[missing-attribute]  typeshed leaves it out
+        except _HEADER_ERROR as error:
             if type(error).__name__ == _END_MARK:
                 raise
             raise _CutError(f"the tar breaks off: {error}") from error

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ossicle.core.errors import ConfigError
 from ossicle.data.buckets import Shapes, length_histogram, pieces_of, shapes_of
+from ossicle.data.cache import ShardCache
 from ossicle.data.combined import CombinedIndex, CombinedLabels
 from ossicle.data.component import Component, Splitter
 from ossicle.data.index import DatasetIndex
@@ -26,6 +27,7 @@ from ossicle.data.labels import LabelSet
 from ossicle.data.module import Heard, PlannedModule
 from ossicle.data.plan import PlannedSequence
 from ossicle.data.quarantine import Quarantine
+from ossicle.data.store import Storage
 
 _QUANTUM = 320
 
@@ -39,12 +41,14 @@ class Source:
         split: Split to train on.
         weight: Multiplies the source's share.
         labels: Directory of its labels, or None where the target needs none.
+        storage: Options of its URL's file system, where it lies behind one.
     """
 
     shards: str | Path
     split: str = "train"
     weight: float = 1.0
     labels: str | Path | None = None
+    storage: Storage | None = None
 
     @classmethod
     def of(cls, name: str, given: Mapping[str, object]) -> "Source":
@@ -115,6 +119,7 @@ class MixtureData(PlannedModule):
         seed: Seeds the order and the crops.
         max_bad_fraction: Share of unreadable utterances above which training stops.
         quarantine: File that names what could not be read, or None.
+        cache: Where shards behind URLs are kept on this machine; None for 20 GB in its temporary folder.
 
     Raises:
         ConfigError: A source is misspelt or holds nothing long enough, or only some of them have labels.
@@ -136,9 +141,12 @@ class MixtureData(PlannedModule):
         max_bad_fraction: float,
         max_cut: float = 1.0,
         quarantine: str | Path | None = None,
+        cache: ShardCache | None = None,
     ) -> None:
         stated = {name: Source.of(name, given) for name, given in sources.items()}
-        index = CombinedIndex({name: DatasetIndex.load(s.shards, s.split) for name, s in stated.items()})
+        index = CombinedIndex(
+            {name: DatasetIndex.load(s.shards, s.split, cache, s.storage) for name, s in stated.items()}
+        )
         pieces = pieces_of(
             max_crop_s=max_crop_s, min_crop_s=min_crop_s, max_cut=max_cut, quantum_samples=_QUANTUM,
             rate_hz=index.rate_hz,

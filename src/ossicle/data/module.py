@@ -15,6 +15,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.files import hash_json
 from ossicle.core.world import World
 from ossicle.data.buckets import Shapes, choose_shapes
+from ossicle.data.cache import ShardCache
 from ossicle.data.combined import CombinedIndex, CombinedLabels, check_labels
 from ossicle.data.index import DatasetIndex
 from ossicle.data.labels import LabelSet
@@ -22,6 +23,7 @@ from ossicle.data.loader import PlannedLoader, planned_loader
 from ossicle.data.plan import Plan, PlannedSequence
 from ossicle.data.quarantine import Quarantine
 from ossicle.data.reader import BatchReader
+from ossicle.data.store import Storage
 
 _AHEAD = 1024  # batches that a loader may give before one is trained on
 
@@ -227,6 +229,8 @@ class ShardData(PlannedModule):
         seed: Seeds the order and the crops.
         max_bad_fraction: Share of unreadable utterances above which training stops.
         quarantine: File that names what could not be read, or None.
+        cache: Where shards behind a URL are kept on this machine; None for 20 GB in its temporary folder.
+        storage: Options of the URL's file system, such as endpoint_url.
     """
 
     def __init__(
@@ -245,8 +249,10 @@ class ShardData(PlannedModule):
         split: str = "train",
         labels: str | Path | None = None,
         quarantine: str | Path | None = None,
+        cache: ShardCache | None = None,
+        storage: Storage | None = None,
     ) -> None:
-        index = DatasetIndex.load(shards, split)
+        index = DatasetIndex.load(shards, split, cache, storage)
         shapes = choose_shapes(
             index.rows["samples"],
             max_crop_s=max_crop_s,

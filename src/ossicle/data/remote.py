@@ -4,12 +4,10 @@ import io
 import logging
 import os
 import re
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
@@ -25,7 +23,6 @@ from ossicle.data.shards import digest_bytes
 from ossicle.data.store import RemoteFiles, Storage
 
 _LOG = logging.getLogger(__name__)
-_DEFAULT_GB = 20.0
 _MAX_OPEN = 16  # the disk keeps what is open: what has given way in the cache is let go soon
 _RANGED_S = 600.0
 
@@ -182,7 +179,7 @@ class RemoteIndex(DatasetIndex):
             MissingExtraError: The URL's client is not installed.
         """
         files = RemoteFiles(url, storage)
-        cache = cache or default_cache()
+        cache = cache or ShardCache()
         mend = f"prepare the dataset again and copy it to {files.url}"
         text = files.read_all(CARD_NAME)
         card, entry = read_entry(files.url, text, split, mend)
@@ -219,11 +216,6 @@ class RemoteIndex(DatasetIndex):
     @override
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         return self.shards.read(shard, offset, size, None)
-
-
-def default_cache() -> ShardCache:
-    """A cache of 20 GB in the machine's temporary folder, of this user alone."""
-    return ShardCache(Path(tempfile.gettempdir()) / f"ossicle-{os.getuid()}", _DEFAULT_GB)
 
 
 def _check_sizes(where: str, wanted: Mapping[str, int], listed: Mapping[str, int]) -> None:

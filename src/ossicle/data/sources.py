@@ -5,8 +5,9 @@ import logging
 import os
 import tarfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, cast
@@ -96,7 +97,7 @@ class Sources:
         """
         return EndlessShards(self.urls, seed, floor // streams * streams)
 
-    def opened(self, places: Iterable[Place], quarantine: Quarantine) -> Iterator[tuple[Place, BinaryIO]]:
+    def opened(self, places: Iterable[Place], quarantine: Quarantine) -> Generator[tuple[Place, BinaryIO]]:
         """Each place with its shard opened for reading; one that cannot be opened is quarantined and has no bytes.
 
         A shard that goes to the cache is fetched while the one before it is read.
@@ -164,16 +165,29 @@ class _Piped(io.RawIOBase):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._pipe = gopen(url)
+        self._told = False
 
     def read(self, size: int = -1, /) -> bytes:
         """Read on."""
-        return self._pipe.read(size)
+        try:
+            return self._pipe.read(size)
+        except OSError as error:
+            self._told = True
+            raise OSError(self._failure()) from error
 
     @override
     def close(self) -> None:
-        if not self.closed:
-            super().close()
+        if self.closed:
+            return
+        super().close()
+        try:
             self._pipe.close()
+        except OSError as error:
+            if not self._told:
+                raise OSError(self._failure()) from error
+
+    def _failure(self) -> str:
+        return f"the command ended with status {getattr(self._pipe, 'status', 'unknown')}"
 
 
 def expand(urls: str | Iterable[str]) -> tuple[str, ...]:
@@ -190,6 +204,24 @@ def expand(urls: str | Iterable[str]) -> tuple[str, ...]:
     if not any(found):
         raise ConfigError("data.urls names no shard", "name tars, as in DIR/shard-{000000..000127}.tar")
     return found
+
+
+@contextmanager
+def closed_well(file: BinaryIO, url: str, quarantine: Quarantine) -> Generator[None]:
+    """Close a shard at the block's end; a command that failed is known only then, and quarantined.
+
+    Args:
+        file: The shard.
+        url: Its name.
+        quarantine: Takes the failure.
+    """
+    try:
+        yield
+    finally:
+        try:
+            file.close()
+        except OSError as error:
+            quarantine.add(url, str(error))
 
 
 def _result(place: Place, future: Future[BinaryIO], quarantine: Quarantine) -> BinaryIO:

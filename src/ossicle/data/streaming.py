@@ -1,7 +1,7 @@
 """What a worker does without an index: shards in an endless order, their utterances shuffled, cropped and batched."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -26,10 +26,11 @@ from ossicle.core.world import World
 from ossicle.data.audio import decode
 from ossicle.data.buckets import Shapes
 from ossicle.data.ledger import Ledger, Mark, StreamState, begun_of
+from ossicle.data.loader import raised_as_they_were
 from ossicle.data.members import audio_members
 from ossicle.data.quarantine import Quarantine
 from ossicle.data.shards import digest_bytes
-from ossicle.data.sources import Place, Sources
+from ossicle.data.sources import Place, Sources, closed_well
 
 _BARREN = 20  # shards in a row without one usable utterance, at least, before a stream gives up
 
@@ -158,7 +159,7 @@ class Streams(IterableDataset[Drawn | OssicleError]):
         barren = 0
         for place, file in self.sources.opened(places, self.quarantine):
             found = 0
-            with file:
+            with closed_well(file, place.url, self.quarantine):
                 for item in self._read(place, file, ledger):
                     found += 1
                     yield item
@@ -218,14 +219,30 @@ class Streams(IterableDataset[Drawn | OssicleError]):
 
 
 class StreamLoader(DataLoader[Drawn | OssicleError]):
-    """A DataLoader of drawn batches that raises the errors that workers met, as they were."""
+    """A DataLoader of drawn batches that raises the errors that workers met, as they were.
+
+    Args:
+        streams: The endless batches.
+        placed: Gives each batch its position as it leaves the loader, still on the host.
+        workers: Processes that read ahead; 0 reads in this one.
+        pin_memory: Whether batches go to page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(
+        self, streams: Streams, placed: Callable[[Drawn], Batch], *, workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        super().__init__(
+            streams,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )
+        self.placed = placed
 
     @override
-    def __iter__(self) -> Iterator[Drawn]:  # ty: ignore[incompatible-method-override]  a generator is all that is used
-        for item in super().__iter__():
-            if isinstance(item, OssicleError):
-                raise item
-            yield item
+    def __iter__(self) -> Iterator[Batch]:  # ty: ignore[incompatible-method-override]  a generator is all that is used
+        return map(self.placed, raised_as_they_were(super().__iter__()))
 
 
 def measure(data: bytes, rate_hz: int) -> tuple[int, str]:

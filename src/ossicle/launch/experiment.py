@@ -108,6 +108,11 @@ def check(config: Config) -> None:
     """
     check_binding(config)
     batch_share(config)
+    if "urls" in config["data"] and str(config["target"].get("_target_")).startswith("ossicle.target.kmeans."):
+        raise ConfigError(
+            "the target reads labels, which are found by an index, and data=stream has none",
+            "prepare the audio (ossicle prepare), or take a target that needs no labels: experiment=best_rq",
+        )
     for run in stages(config).runs():
         if run.label_source and len(config["data"].get("sources") or ()) > 1 and not labels_stated(config["data"]):
             raise ConfigError(

@@ -20,6 +20,7 @@ from ossicle.launch.labels import (
     DEFAULT_CLUSTERS,
     DEFAULT_SAMPLE_FRAMES,
     LabelRequest,
+    access_of,
     auto_layer,
     clock_of,
     criterion_of,
@@ -28,6 +29,7 @@ from ossicle.launch.labels import (
     is_made,
     load_index,
     make,
+    open_split,
     place_of,
 )
 from ossicle.launch.ranks import needs_ranks, run_ranks
@@ -95,6 +97,9 @@ def read_config(cfg: "DictConfig") -> tuple[Config, Config | None]:
     plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [*OWN_KEYS, *SHARED_KEYS]), resolve=True)
     assert isinstance(plain, dict)
     own = {str(key): value for key, value in plain.items()} | {"shards": str(shards)}
+    data = OmegaConf.to_container(OmegaConf.masked_copy(cfg.data, ["cache", "storage"]), resolve=True)
+    assert isinstance(data, dict)
+    own["access"] = access_of({**{str(key): value for key, value in data.items()}, "shards": shards})
     own["split"] = own["split"] or OmegaConf.select(cfg, "data.split") or "train"
     if OmegaConf.is_missing(cfg, "name"):
         return own, None
@@ -131,6 +136,7 @@ def request_of(own: Config, experiment: Config | None, layer: int | None) -> Lab
         fit=own["fit"],
         batch_s=own["feature_batch_s"],
         centroids=None if own["centroids"] is None else Path(own["centroids"]),
+        access=own["access"],
     )
 
 
@@ -175,9 +181,8 @@ def choose(own: Config, experiment: Config | None) -> int | None:
     assert request.run is not None
     judged = load_index(request)
     if own["eval_shards"] is not None or own["eval_split"] is not None:
-        from ossicle.data.index import DatasetIndex
-
-        judged = DatasetIndex.load(own["eval_shards"] or request.shards, own["eval_split"] or request.split)
+        shards, split = own["eval_shards"] or request.shards, own["eval_split"] or request.split
+        judged = open_split(shards, split, own["access"] or {})
     choice = auto_layer(
         request.run,
         judged,

@@ -1,9 +1,10 @@
 """Labels for masked prediction: which features are clustered, on which clock, and where the labels lie."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
@@ -53,6 +54,7 @@ class LabelRequest:
         fit: How clusters are fitted.
         batch_s: Audio that is taken through the features at once, in seconds; None for 30 on a CPU and 160 on a GPU.
         centroids: A label set whose centroids are taken, and none fitted: datasets that are mixed need one clustering.
+        access: Of shards behind a URL, the config's ``cache`` and ``storage``: how they are come by, not what they are.
 
     Raises:
         ConfigError: The source is unknown, or lacks its run or layer.
@@ -71,6 +73,7 @@ class LabelRequest:
     fit: str = "lloyd"
     batch_s: float | None = None
     centroids: Path | None = None
+    access: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be carried out."""
@@ -250,15 +253,30 @@ def folder_of(request: LabelRequest) -> Path:
     if request.output is not None:
         return request.output
     if "://" in str(request.shards):
-        raise ConfigError(f"labels cannot be written beside {request.shards}", "name a folder: output=labels/NAME")
+        mend = "ossicle label ... output=labels/NAME names a folder; then train with data.labels=THE SET THAT IT MADE"
+        raise ConfigError(f"labels cannot be written beside {request.shards}", mend)
     return Path(request.shards) / "labels"
 
 
 def load_index(request: LabelRequest) -> "DatasetIndex":
     """The split that is labelled."""
+    return open_split(request.shards, request.split, request.access or {})
+
+
+def open_split(shards: Path | str, split: str, access: Mapping[str, Any]) -> "DatasetIndex":
+    """A split as the config's ``cache`` and ``storage`` come by it."""
+    from ossicle.data.cache import ShardCache
     from ossicle.data.index import DatasetIndex
 
-    return DatasetIndex.load(request.shards, request.split)
+    stated = {key: value for key, value in dict(access.get("cache") or {}).items() if key in {"dir", "max_gb"}}
+    return DatasetIndex.load(shards, split, ShardCache(**stated) if stated else None, access.get("storage"))
+
+
+def access_of(data: Config) -> dict[str, Any] | None:
+    """What the config says of the way to shards behind a URL, None for shards on this machine's disks."""
+    if "://" not in str(data.get("shards")):
+        return None
+    return {key: data[key] for key in ("cache", "storage") if data.get(key)}
 
 
 def criterion_of(name: str, clusters: int, seed: int) -> "Criterion":
@@ -325,7 +343,6 @@ def check_labels(config: Config) -> None:
         ConfigError: Their clock or number of classes is another.
         DataError: They are of other data, unfinished or damaged.
     """
-    from ossicle.data.index import DatasetIndex
     from ossicle.data.labels import LabelSet
 
     data = config["data"]
@@ -336,5 +353,6 @@ def check_labels(config: Config) -> None:
     classes = config["target"].get("num_classes") if reads_labels(config) else None
     for source in sources:
         labels = LabelSet.load(source["labels"])
-        index = DatasetIndex.load(source["shards"], source.get("split") or "train")
+        access = {"cache": data.get("cache"), "storage": source.get("storage")}
+        index = open_split(source["shards"], source.get("split") or "train", access)
         labels.check(index, clock, classes)

@@ -120,7 +120,7 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
     Raises:
         DataError: The labels did not appear in time.
     """
-    from ossicle.launch.labels import LabelRequest, clock_of, device_of, make, place_of
+    from ossicle.launch.labels import LabelRequest, access_of, clock_of, device_of, make, place_of
 
     (source,) = sources_of(config["data"]).values()  # of several, check() has refused to cluster one
     assert run.clusters is not None
@@ -135,6 +135,7 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
         layer=run.layer,
         sample_frames=config["label_frames"],
         clock=clock_of(config),
+        access=access_of(data),
     )
     if first:
         return make(request, device_of(config["cluster"]["accelerator"]))

@@ -11,7 +11,7 @@ from ossicle.launch.config import Config
 INFRASTRUCTURE = frozenset(
     {"cluster", "callback", "wandb", "runs", "log_every", "checkpoint_every", "keep_checkpoints", "threads", "compile"}
 )
-INFRASTRUCTURE_DATA = frozenset({"workers", "_target_", "_partial_"})
+INFRASTRUCTURE_DATA = frozenset({"workers", "cache", "storage", "_target_", "_partial_"})
 ENCODER_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "run.json"
