@@ -1,7 +1,7 @@
 """Training data for Lightning: shards on disk to an endless loader that knows where it stands."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,9 @@ from ossicle.data.reader import BatchReader
 from ossicle.data.store import Storage
 
 _AHEAD = 1024  # batches that a loader may give before one is trained on
+
+Trained = Callable[[int, NDArray[np.int64], NDArray[np.int64]], None]
+"""Is told of a batch that was trained on: its position, and its utterances' rows and crops' starts, shape (B,)."""
 
 
 class Heard:
@@ -83,6 +86,7 @@ class PlannedModule(LightningDataModule):
 
     Attributes:
         position: Global batches consumed.
+        trained: Is told of each batch that this rank trains on, or None.
         unused_fraction: Share of the audio that an epoch of one pass leaves unheard.
         num_excluded: Utterances that are too short.
     """
@@ -115,8 +119,9 @@ class PlannedModule(LightningDataModule):
         self.unused_fraction = sum(unused) / sum(audio)
         self.num_excluded = sum(shapes.num_excluded(samples_N) for samples_N in samples)
         self.position = 0
+        self.trained: Trained | None = None
         self._clock: FrameClock | None = None
-        self._given: deque[tuple[int, int, NDArray[np.int64]]] = deque(maxlen=_AHEAD)
+        self._given: deque[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]] = deque(maxlen=_AHEAD)
 
     @property
     def fingerprint(self) -> str:
@@ -157,8 +162,10 @@ class PlannedModule(LightningDataModule):
         world = World.current()
         self.position += batches_per_rank * world.size
         while self._given and self._given[0][0] < self.position:
-            _, samples, ids_B = self._given.popleft()
+            position, samples, ids_B, starts_B = self._given.popleft()
             self.heard.add(ids_B, samples)
+            if self.trained is not None:
+                self.trained(position, ids_B, starts_B)
 
     @override
     def train_dataloader(self) -> PlannedLoader:
@@ -191,7 +198,8 @@ class PlannedModule(LightningDataModule):
 
     def _give(self, batch: Batch) -> None:
         """Note what a batch holds while it is on the host: it counts as heard once it is trained on."""
-        self._given.append((batch.position, batch.waveform_BS.shape[1], batch.ids_B.numpy()))
+        ids_B, starts_B = batch.ids_B.numpy(), batch.starts_B.numpy()
+        self._given.append((batch.position, batch.waveform_BS.shape[1], ids_B, starts_B))
 
     @override
     def state_dict(self) -> dict[str, int | str]:

@@ -24,6 +24,7 @@ from ossicle.data.buckets import Shapes, length_histogram, pieces_of, shapes_of
 from ossicle.data.cache import ShardCache
 from ossicle.data.ledger import Mark, Progress, StreamState, merge, start
 from ossicle.data.members import audio_members
+from ossicle.data.module import Trained
 from ossicle.data.quarantine import Quarantine
 from ossicle.data.sources import Sources, closed_well
 from ossicle.data.store import Storage
@@ -80,6 +81,7 @@ class StreamData(LightningDataModule):
 
     Attributes:
         position: Global batches consumed.
+        trained: Is told of each batch that this rank trains on, or None; ids stand for rows.
         shapes: Crop lengths and batch rows, once they are known.
 
     Raises:
@@ -118,6 +120,7 @@ class StreamData(LightningDataModule):
         self.measured = measured
         self.quarantine = Quarantine(None if quarantine is None else Path(quarantine), max_bad_fraction)
         self.position = 0
+        self.trained: Trained | None = None
         self.shapes: Shapes | None = None
         self._choose = partial(
             shapes_for, max_crop_s=max_crop_s, min_crop_s=min_crop_s, num_shapes=num_shapes, batch_s=batch_s
@@ -126,7 +129,7 @@ class StreamData(LightningDataModule):
         self._state = start()
         self._progress: Progress | None = None
         self._next = 0
-        self._given: deque[tuple[int, int, Mark]] = deque(maxlen=_AHEAD)
+        self._given: deque[tuple[int, NDArray[np.int64], NDArray[np.int64], int, Mark]] = deque(maxlen=_AHEAD)
 
     def set_clock(self, clock: FrameClock, num_classes: int | None = None) -> None:
         """Take the model's clock, whose rate the audio must have.
@@ -148,9 +151,11 @@ class StreamData(LightningDataModule):
         """Count batches that every rank has consumed."""
         self.position += batches_per_rank * World.current().size
         while self._given and self._given[0][0] < self.position:
-            _, stream, mark = self._given.popleft()
+            position, ids_B, starts_B, stream, mark = self._given.popleft()
             assert self._progress is not None
             self._progress.absorb(stream, mark)
+            if self.trained is not None:
+                self.trained(position, ids_B, starts_B)
 
     @override
     def train_dataloader(self) -> StreamLoader:
@@ -190,7 +195,7 @@ class StreamData(LightningDataModule):
 
     def _placed(self, drawn: Drawn) -> Batch:
         batch = replace(drawn.batch, position=self._next)
-        self._given.append((self._next, drawn.stream, drawn.mark))
+        self._given.append((self._next, batch.ids_B.numpy(), batch.starts_B.numpy(), drawn.stream, drawn.mark))
         self._next += World.current().size
         return batch
 
