@@ -189,7 +189,7 @@ def touch(descriptor: int) -> None:
 def _open_used(path: Path) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of the latter the fetch makes an error that says what to do
         return None
     with suppress(PermissionError):  # another user's file: whose it is keeps it fresh
         touch(descriptor)

@@ -1,5 +1,6 @@
 """A prepared dataset behind a URL: its index on this machine, its shards in the cache or read in ranges."""
 
+import hashlib
 import io
 import logging
 import os
@@ -19,7 +20,7 @@ from ossicle.core.files import hash_json
 from ossicle.data.cache import ShardCache, touch
 from ossicle.data.index import CARD_NAME, INDEX_NAME, DatasetIndex, check_rows, read_entry
 from ossicle.data.retry import client_errors
-from ossicle.data.shards import digest_bytes
+from ossicle.data.shards import digest_bytes, hashed_part
 from ossicle.data.store import RemoteFiles, Storage
 
 _LOG = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ class RemoteShards:
 
     A shard is fetched whole, block by block, and every utterance in it held against its digest: what differs is fetched
     once more and, where it still differs, blanked, so that every process quarantines that utterance and reads the
-    others. Where the cache keeps nothing or has no room, an utterance is one ranged read, held against its digest. A
-    shard that cannot be fetched is read so too for the next ten minutes: what is left of it is used.
+    others. Metadata are held against the shard's hash, and fetched once more alike. Where the cache keeps nothing or
+    has no room, an utterance is one ranged read, held against its digest. A shard that cannot be fetched is read so too
+    for the next ten minutes: what is left of it is used.
 
     Args:
         files: The dataset's files.
@@ -42,6 +44,7 @@ class RemoteShards:
         split: The split's folder behind the URL.
         names: File name of each shard.
         sizes: Bytes of each shard.
+        hashes: Content hash of each shard.
         rows: The split's index.
     """
 
@@ -54,6 +57,7 @@ class RemoteShards:
         split: str,
         names: Sequence[str],
         sizes: Sequence[int],
+        hashes: Sequence[str],
         rows: NDArray[np.void],
     ) -> None:
         self.files = files
@@ -62,6 +66,7 @@ class RemoteShards:
         self.split = split
         self.names = names
         self.sizes = sizes
+        self.hashes = hashes
         self.rows = rows
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ranged: dict[int, float] = {}
@@ -119,13 +124,31 @@ class RemoteShards:
 
     def _fetch(self, shard: int, file: BinaryIO) -> None:
         self.files.download(self._name(shard), self.sizes[shard], file)
-        for row in np.flatnonzero(self.rows["shard"] == shard).tolist():
+        rows = np.flatnonzero(self.rows["shard"] == shard).tolist()
+        for row in rows:
             entry = self.rows[row]
             offset, size, digest = int(entry["audio_offset"]), int(entry["audio_bytes"]), int(entry["digest"])
             file.seek(offset)
             if digest_bytes(file.read(size)) != digest:
                 file.seek(offset)
                 file.write(self._again(shard, row, offset, size, digest))
+        if self._content(rows, file) != self.hashes[shard]:
+            for row in rows:
+                offset, size = int(self.rows[row]["meta_offset"]), int(self.rows[row]["meta_bytes"])
+                file.seek(offset)
+                file.write(self.files.read(self._name(shard), offset, size, total=self.sizes[shard]))
+            if self._content(rows, file) != self.hashes[shard]:
+                problem = f"the metadata in {self._name(shard)} are not those that were written"
+                raise DataError(problem, "prepare the dataset again and copy it there")
+
+    def _content(self, rows: Sequence[int], file: BinaryIO) -> str:
+        """The hash of a shard's content, by the index's digests and the metadata that came."""
+        content = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            file.seek(int(self.rows[row]["meta_offset"]))
+            meta = file.read(int(self.rows[row]["meta_bytes"]))
+            content.update(hashed_part(int(self.rows[row]["digest"]), meta))
+        return content.hexdigest()
 
     def _again(self, shard: int, row: int, offset: int, size: int, digest: int) -> bytes:
         """What differs from its digest, once more; blank where it still does."""
@@ -198,6 +221,7 @@ class RemoteIndex(DatasetIndex):
             split=split,
             names=tuple(shard["name"] for shard in entry["shards"]),
             sizes=tuple(shard["bytes"] for shard in entry["shards"]),
+            hashes=tuple(shard["content_hash"] for shard in entry["shards"]),
             rows=check_rows(rows, files.name_of(f"{split}/{INDEX_NAME}"), entry["num_utterances"], mend),
         )
         return cls(shards, storage, card, entry)

@@ -3,9 +3,9 @@
 import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, TypeVar, cast
 
 import fsspec
 import fsspec.asyn
@@ -17,8 +17,12 @@ from ossicle.data.retry import DamagedReadError, Retry, ShortReadError
 from ossicle.data.shards import digest_bytes
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _BLOCK_BYTES = 8 << 20
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp"}
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp",
+    "https": "aiohttp",
+}  # fmt: skip
 # fsspec's own hook leaves a lock that another thread held at the fork locked for ever in the child
 os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
@@ -86,7 +90,7 @@ class RemoteFiles:
             DataError: It is not there, or cannot be read.
         """
         fs, root = self._client()
-        return self.retry.call(f"reading {self.name_of(name)}", lambda: fs.cat_file(_joined(root, name)))
+        return self._try(f"reading {self.name_of(name)}", lambda: fs.cat_file(_joined(root, name)))
 
     def read(self, name: str, start: int, size: int, *, total: int | None = None, digest: int | None = None) -> bytes:
         """A range of a file.
@@ -102,7 +106,7 @@ class RemoteFiles:
             DataError: The file is not there or cannot be read, is too short, or holds other bytes.
         """
         what = f"reading {size} bytes at {start} of {self.name_of(name)}"
-        return self.retry.call(what, lambda: self.read_once(name, start, size, total=total, digest=digest))
+        return self._try(what, lambda: self.read_once(name, start, size, total=total, digest=digest))
 
     def read_once(
         self, name: str, start: int, size: int, *, total: int | None = None, digest: int | None = None
@@ -148,7 +152,7 @@ class RemoteFiles:
         fs, root = self._client()
         if {"http", "https"} & set(_protocols(fs)):
             return None
-        listed = self.retry.call(f"listing {self.name_of(folder)}", lambda: fs.ls(_joined(root, folder), detail=True))
+        listed = self._try(f"listing {self.name_of(folder)}", lambda: fs.ls(_joined(root, folder), detail=True))
         return {str(e["name"]).rpartition("/")[2]: cast("int", e["size"]) for e in listed if e["type"] == "file"}
 
     def identity(self, name: str) -> tuple[int | None, str]:
@@ -158,7 +162,7 @@ class RemoteFiles:
             DataError: It is not there, or the server does not answer.
         """
         fs, root = self._client()
-        found = self.retry.call(f"asking for {self.name_of(name)}", lambda: fs.info(_joined(root, name)))
+        found = self._try(f"asking for {self.name_of(name)}", lambda: fs.info(_joined(root, name)))
         size = found.get("size")
         marks = {
             key: str(found[key]) for key in ("size", "ETag", "etag", "LastModified", "mtime", "md5") if key in found
@@ -178,7 +182,16 @@ class RemoteFiles:
         if size is not None:
             return cast("BinaryIO", io.BufferedReader(_Ranges(self, name, size), _BLOCK_BYTES))
         fs, root = self._client()
-        return self.retry.call(f"opening {self.name_of(name)}", lambda: fs.open(_joined(root, name), "rb"))
+        return self._try(f"opening {self.name_of(name)}", lambda: fs.open(_joined(root, name), "rb"))
+
+    def _try(self, what: str, action: Callable[[], _T]) -> _T:
+        """Carry out a read with patience; a client takes up its options at the first one, and refuses them then."""
+        try:
+            return self.retry.call(what, action)
+        except TypeError as error:
+            if not self.storage:
+                raise
+            raise _misfit(self.url, self.storage, error) from error
 
     def _client(self) -> tuple[_FileSystem, str]:
         if self._opened is None or self._opened[0] != os.getpid():
@@ -221,11 +234,17 @@ def _connect(url: str, storage: Storage) -> tuple[_FileSystem, str]:
     except ImportError as error:
         raise MissingExtraError(_PACKAGES.get(protocol, protocol), "remote", f"reading {url}") from error
     except (ValueError, TypeError) as error:
-        problem = f"{url} cannot be opened with the options {sorted(storage)}: {error}"
-        raise ConfigError(problem, "name a path or a URL such as s3://, gs://, hf:// or https://") from error
+        raise _misfit(url, storage, error) from error
     if protocol in {"s3", "s3a"}:
         fs.retries = 1
     return cast("_FileSystem", fs), path.rstrip("/")
+
+
+def _misfit(url: str, storage: Storage, error: Exception) -> ConfigError:
+    problem = f"{url} cannot be opened with the options {sorted(storage)}: {error}"
+    return ConfigError(
+        problem, "name a path or a URL such as s3://, gs://, hf:// or https://, and its client's options"
+    )
 
 
 def _protocols(fs: _FileSystem) -> tuple[str, ...]:
