@@ -137,6 +137,7 @@ def test_over_kills_and_ranks_each_utterance_of_a_shard_is_trained_on_once_an_ep
     assert counts == told(urls, state)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # more workers than this machine has cores
 def test_real_workers_resume_to_the_shard_on_other_numbers_of_ranks_and_workers(ramps: Path) -> None:
     urls = shards_of(ramps)
     counts, state = trained(
