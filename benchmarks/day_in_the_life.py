@@ -46,7 +46,7 @@ def ossicle(*arguments: str) -> list[str]:
 def timed(*arguments: str) -> dict[str, float]:
     """Run a command; its wall time and the processor time of it and its children, in seconds."""
     before, start = os.times(), time.monotonic()
-    subprocess.run(ossicle(*arguments), check=True)
+    subprocess.run(ossicle(*arguments), check=True)  # noqa: S603  our own command
     after = os.times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return {"wall_s": round(time.monotonic() - start, 1), "cpu_s": round(cpu_s, 1)}
@@ -67,7 +67,7 @@ def train_and_kill(command: list[str], runs: Path, kill_at: list[int]) -> list[i
     """Start a training again and again, killing it when its log first holds so many batches; the kills' positions."""
     killed: list[int] = []
     for wanted in kill_at:
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True)  # noqa: S603
         while not any(line.get("position", -1) >= wanted for line in audit_of(runs)):
             if process.poll() is not None:
                 raise SystemExit(f"training ended by itself with {process.returncode} before batch {wanted}")
@@ -75,7 +75,7 @@ def train_and_kill(command: list[str], runs: Path, kill_at: list[int]) -> list[i
         os.killpg(process.pid, signal.SIGKILL)  # its reading processes too, as a node's end would
         process.wait()
         killed.append(max(line["position"] for line in audit_of(runs) if "position" in line))
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True)  # noqa: S603
     return killed
 
 
