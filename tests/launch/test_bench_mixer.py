@@ -22,6 +22,10 @@ def test_the_multiplications_of_attention_are_those_of_the_formula() -> None:
     assert macs_of("attention", 50, SETTINGS) == 2 * (4 * 50 * 16 * 16 + 2 * 50 * 50 * 16)
 
 
+def test_mixers_with_learned_places_get_one_for_every_frame_that_is_measured() -> None:
+    assert macs_of("synthesizer_random", 3000, SETTINGS) == 2 * (2 * 3000 * 16 * 16 + 2 * 3000 * 3000 * 16)
+
+
 def test_a_mixer_that_needs_too_much_is_stopped_with_the_reason() -> None:
     slow = Settings(
         dim=16, heads=2, rows=2, device="cpu", dtype=torch.float32, threads=1, repeats=1, max_s=1e-9, max_bytes=1e9

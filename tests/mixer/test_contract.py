@@ -25,13 +25,13 @@ SMALL = {"num_heads": 3, "dropout": 0.0}
 NAMES = [name for name in groups()["mixer"] if name != "pattern"]
 
 
-def factory(name: str) -> Callable[[int], Mixer] | MixerStack:
-    """The mixer of a YAML with its own numbers, but for the few in SMALL."""
+def factory(name: str, **more: object) -> Callable[[int], Mixer] | MixerStack:
+    """The mixer of a YAML with its own numbers, but for the few in SMALL and those that are named and known to it."""
     node = option(name, "mixer")
     cls = get_class(node.pop("_target_"))
     is_partial = node.pop("_partial_", False)
     known = inspect.signature(cls).parameters
-    arguments: dict[str, Any] = {**node, **{key: value for key, value in SMALL.items() if key in known}}
+    arguments: dict[str, Any] = {**node, **{key: value for key, value in (SMALL | more).items() if key in known}}
     return partial(cls, **arguments) if is_partial else cls(**arguments)
 
 
@@ -101,6 +101,17 @@ def test_every_parameter_and_every_frame_gets_a_gradient(name: str) -> None:
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
         assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neighbours_on_both_sides_reach_a_frame(name: str) -> None:
+    (mixer, *_) = mixers(name, 1)
+    x_BTD = torch.randn(1, 9, DIM, requires_grad=True)
+    mixer(x_BTD)[0, 4].square().sum().backward()
+    assert x_BTD.grad is not None
+    before, after = x_BTD.grad[0, 3], x_BTD.grad[0, 5]
+    assert before.abs().sum() > 0
+    assert after.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

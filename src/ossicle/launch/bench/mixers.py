@@ -69,15 +69,15 @@ class Point:
     macs: int
 
 
-def factory(name: str, settings: Settings) -> MixerFactory:
-    """The mixer of a config with the heads that are asked for and no dropout."""
+def factory(name: str, settings: Settings, frames: int) -> MixerFactory:
+    """The mixer of a config with the heads that are asked for, no dropout, and learned places for all frames."""
     from hydra.utils import get_class
 
     node = option(name, "mixer")
     cls = get_class(node.pop("_target_"))
     is_partial = node.pop("_partial_", False)
     known = inspect.signature(cls).parameters
-    changes: dict[str, Any] = {"num_heads": settings.heads, "dropout": 0.0}
+    changes: dict[str, Any] = {"num_heads": settings.heads, "dropout": 0.0, "max_frames": frames}
     arguments = {**node, **{key: value for key, value in changes.items() if key in known}}
     return partial(cls, **arguments) if is_partial else cls(**arguments)
 
@@ -129,7 +129,7 @@ def _run(name: str, lengths: Sequence[int], settings: Settings, line: Connection
 
 def _point(name: str, frames: int, settings: Settings) -> Point:
     torch.manual_seed(0)
-    (mixer,) = build_mixers(factory(name, settings), [settings.dim])
+    (mixer,) = build_mixers(factory(name, settings, frames), [settings.dim])
     mixer = mixer.to(settings.device, settings.dtype)
     x_BTD = torch.randn(settings.rows, frames, settings.dim, device=settings.device, dtype=settings.dtype)
     before = _reset_peak(settings.device)
@@ -142,7 +142,7 @@ def _point(name: str, frames: int, settings: Settings) -> Point:
 def macs_of(name: str, frames: int, settings: Settings) -> int:
     """Multiply-accumulates of a forward pass, counted on tensors without memory."""
     with torch.device("meta"):
-        (mixer,) = build_mixers(factory(name, settings), [settings.dim])
+        (mixer,) = build_mixers(factory(name, settings, frames), [settings.dim])
         x_BTD = torch.empty(settings.rows, frames, settings.dim)
     return count_macs(partial(mixer.eval(), x_BTD))
 
