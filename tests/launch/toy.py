@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ossicle.launch.config import compose
 
@@ -25,6 +26,37 @@ def on(shards: object, name: str, labels: object = "nowhere") -> list[str]:
     if config.target._target_.endswith("KMeansLabels") and config.stage._target_.endswith("Single"):
         return [f"data.shards={shards}", f"data.labels={labels}", f"target.num_classes={CLUSTERS}"]
     return [f"data.shards={shards}"]
+
+
+def shrunk(config: dict[str, Any], steps: int = 2) -> dict[str, Any]:
+    """The same chain of runs with few clusters and steps each, on parts of few channels and layers."""
+    for run in config["stage"].get("iterations", ()):
+        run |= {"clusters": CLUSTERS, "max_steps": steps}
+        if run.get("layer") is not None:
+            run["layer"] = 1
+    if "top_layers" in config["target"]:
+        config["target"]["top_layers"] = 1
+    thin(config["frontend"])
+    if "stages" in config["encoder"]:
+        for stage in config["encoder"]["stages"]:
+            thin(stage)
+            stage |= {"num_layers": 1, "ffn_dim": 32}
+        config["mixer"] |= {"num_heads": 2, "head_dim": None}
+    if "layers_by_group" in config["encoder"]:
+        config["encoder"]["layers_by_group"] = [1, 1, 1]
+    if "contrastive_layer" in config["objective"]:
+        config["objective"]["contrastive_layer"] = 1
+    if "layers" in config["objective"]:  # the toy has fewer
+        config["objective"]["layers"] = [1]
+    return config
+
+
+def thin(part: dict[str, Any]) -> None:
+    """Make the convolutions of a part, or of a frontend inside it, thin."""
+    if "frontend" in part:
+        thin(part["frontend"])
+    if "convolutions" in part:
+        part["convolutions"] = [[16, kernel, stride] for _, kernel, stride in part["convolutions"]]
 
 
 def command(*arguments: str) -> list[str]:

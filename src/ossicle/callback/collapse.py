@@ -38,7 +38,9 @@ class CollapseGuard(Watcher):
         min_teacher_gap: Least distance of a moving average's weights from the student's, relative to their length: at 0
             the student learns from itself.
         max_teacher_gap: Largest such distance: a teacher that was left behind.
-        min_over_chance: Least ratio of masked accuracy to that of always guessing the target's most frequent class.
+        min_frame_std: Least standard deviation over time of frames that are foreseen, averaged over channels.
+        min_over_chance: Least ratio of accuracy to chance: that of always guessing the target's most frequent class, or
+            of choosing among the positive and its negatives blindly.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class CollapseGuard(Watcher):
         min_prediction_std: float | None = 0.01,
         min_teacher_gap: float | None = 1e-7,
         max_teacher_gap: float | None = 1.4,
+        min_frame_std: float | None = 1e-3,
         min_over_chance: float | None = 1.02,
     ) -> None:
         del run_dir, config
@@ -70,6 +73,7 @@ class CollapseGuard(Watcher):
             "target/std": (min_target_std, "the teacher's targets are nearly constant"),
             "objective/prediction_std": (min_prediction_std, "the predictions are nearly constant"),
             "target/teacher_gap": (min_teacher_gap, "the teacher is the student itself"),
+            "target/frame_std": (min_frame_std, "the frames that are foreseen are nearly constant"),
         }
         self.max_teacher_gap = max_teacher_gap
         self._streaks: dict[str, int] = {}
@@ -107,13 +111,14 @@ class CollapseGuard(Watcher):
         gap = metrics.get("target/teacher_gap", 0.0)
         if self.max_teacher_gap is not None and not gap <= self.max_teacher_gap:
             yield "the student has left its teacher behind", f"target/teacher_gap {gap:.4g} > {self.max_teacher_gap:g}"
-        # Only what predicts classes is held against guessing one: a contrastive objective chooses among negatives.
-        chance = metrics.get("target/codes_top") if "objective/codes_perplexity" in metrics else None
-        right = metrics.get("objective/accuracy_masked")
+        chance = metrics.get("objective/chance")
+        if chance is None and "objective/codes_perplexity" in metrics:  # classes are predicted, none among negatives
+            chance = metrics.get("target/codes_top")
+        right = metrics.get("objective/accuracy_masked", metrics.get("objective/accuracy_foreseen"))
         if self.min_over_chance is None or chance is None or right is None:
             return
         if not right >= chance * self.min_over_chance:
-            yield "the model guesses", f"objective/accuracy_masked {right:.4g}, the most frequent class {chance:.4g}"
+            yield "the model guesses", f"accuracy {right:.4g}, by chance {chance:.4g}"
 
     def mend(self, sign: str) -> str:
         """What to do about a sign."""

@@ -70,10 +70,14 @@ class Frames:
     Args:
         features_BTC: Frames, shape (B, T, C), before the encoder's input projection.
         valid_BT: True where a frame is real, or None where every frame is.
+        penalty: Scalar with gradient that a frontend which quantises adds to a loss a frame, or None.
+        code_counts_GV: How often such a frontend took each code, or None.
     """
 
     features_BTC: Tensor
     valid_BT: Tensor | None = None
+    penalty: Tensor | None = None
+    code_counts_GV: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ class Backbone(SpeechEncoder):
         self.num_layers = encoder.num_layers
         self.drops_frames = encoder.drops_frames
         self.causal = encoder.causal
+        self.quantises = frontend.quantises
+
+    @override
+    def anneal(self, step: int) -> None:
+        self.frontend.anneal(step)
 
     @override
     def layer_factor(self, layer: int) -> int:

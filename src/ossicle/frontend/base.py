@@ -15,10 +15,16 @@ class Frontend(nn.Module, ABC):
     Attributes:
         clock: Kernel, stride and offset of the frames, in samples.
         dim: Channels of a frame (C).
+        quantises: Whether frames are codes, and come with a penalty that an objective must add.
     """
 
     clock: FrameClock
     dim: int
+    quantises: bool = False
+
+    def anneal(self, step: int) -> None:
+        """Follow the number of optimiser steps taken, a host integer, where something in the frontend depends on it."""
+        del step
 
     @abstractmethod
     def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:

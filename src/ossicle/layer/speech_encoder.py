@@ -25,6 +25,7 @@ class SpeechEncoder(nn.Module, ABC):
         num_layers: Blocks of the encoder (L).
         drops_frames: Whether :meth:`encode` can go on with some of the frames alone.
         causal: Whether an encoded frame hears itself and what is before it, and nothing after.
+        quantises: Whether the frontend's frames are codes, and come with a penalty that an objective must add.
     """
 
     clock: FrameClock
@@ -34,6 +35,11 @@ class SpeechEncoder(nn.Module, ABC):
     num_layers: int
     drops_frames: bool
     causal: bool = False
+    quantises: bool = False
+
+    def anneal(self, step: int) -> None:
+        """Follow the number of optimiser steps taken, a host integer, where something in the model depends on it."""
+        del step
 
     def layer_factor(self, layer: int) -> int:
         """Encoded frames that a layer makes one: 1, unless it lies at a lower rate. 0 is the first block's input."""

@@ -15,6 +15,9 @@ class Objective(nn.Module, ABC):
     behind when the encoder is exported.
     """
 
+    takes_codes: bool = False
+    """Whether it adds the penalty of a frontend that quantises."""
+
     def adopt(self, model: SpeechEncoder) -> None:
         """Take from a model what the objective keeps of it, such as a teacher's weights, and hold it against its needs.
 

@@ -11,6 +11,7 @@ from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
+from ossicle.layer.projection import ProjectionFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
 from ossicle.ops.losses import contrastive_logits, diversity_loss, feature_penalty, frame_deviation
@@ -33,6 +34,7 @@ class Contrastive(Objective):
         mask_start_probability: Probability that a frame starts a masked span.
         mask_length: Frames of a span.
         num_negatives: Negatives of each masked frame (N).
+        projection: Builds what takes contexts, and what takes quantised frames, to ``final_dim``.
         final_dim: Width in which contexts and quantised frames are compared.
         temperature: Divides the cosine similarities.
         diversity_weight: Weight of the share of codes left unused (equation 4).
@@ -50,6 +52,7 @@ class Contrastive(Objective):
         feature_dim: int,
         *,
         mask: MaskFactory,
+        projection: ProjectionFactory = nn.Linear,
         mask_start_probability: float = 0.065,
         mask_length: int = 10,
         num_negatives: int = 100,
@@ -74,8 +77,8 @@ class Contrastive(Objective):
         self.diversity_weight = diversity_weight
         self.penalty_weight = penalty_weight
         self.feature_dropout = nn.Dropout(feature_dropout)
-        self.project_context = nn.Linear(dim, final_dim)
-        self.project_quantised = nn.Linear(target.dim, final_dim)
+        self.project_context = projection(dim, final_dim)
+        self.project_quantised = projection(target.dim, final_dim)
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
@@ -138,6 +141,7 @@ class Contrastive(Objective):
         loss_sum, logs = self.tell_apart(encoded_BTD, quantised, masked_BM, negatives_BMN)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         logs["objective/output_std"] = Mean(count * frame_deviation(encoded_BTD), count)
+        logs["objective/chance"] = Mean(count / (1 + self.num_negatives), count)
         if self.penalty_weight:
             penalty = feature_penalty(features_BTC)
             loss_sum = loss_sum + count * self.penalty_weight * penalty

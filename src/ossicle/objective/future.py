@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ossicle.core.batch import Batch, ObjectiveOutput
 from ossicle.core.errors import ConfigError, DataError
-from ossicle.core.metrics import Mean
+from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.seeds import generator
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
@@ -32,6 +32,8 @@ class Foreseeing(Objective):
     Raises:
         ConfigError: No step or no negative, or a target that is not the frames.
     """
+
+    takes_codes = True
 
     def __init__(
         self, target: Frames, dim: int, feature_dim: int, *, num_steps: int = 12, num_negatives: int = 10
@@ -61,7 +63,9 @@ class Foreseeing(Objective):
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
-        features_BTC = model.local(batch.waveform_BS).features_BTC
+        model.anneal(step)
+        local = model.local(batch.waveform_BS)
+        features_BTC = local.features_BTC
         rows, frames, channels = features_BTC.shape
         if frames < 2:
             raise DataError(f"crops of {batch.waveform_BS.shape[1]} samples have one frame", "raise data.min_crop_s")
@@ -73,12 +77,17 @@ class Foreseeing(Objective):
         loss_sum = torch.stack([self.judge(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
         count = torch.full((), float(sum(r.numel() for r in right)), device=loss_sum.device)
         best = torch.stack([(r > w.max(-1).values).sum() for r, w in zip(right, wrong, strict=True)]).sum()
-        logs = {
-            "objective/loss": Mean(loss_sum.detach(), count),
+        logs: dict[str, Metric] = {
             "objective/accuracy_foreseen": Mean(best, count),
+            "objective/chance": Mean(count / (1 + self.num_negatives), count),
             "objective/output_std": Mean(count * frame_deviation(context_BTD), count),
             "target/frame_std": Mean(count * frame_deviation(features_BTC), count),
         }
+        if local.penalty is not None and local.code_counts_GV is not None:
+            loss_sum = loss_sum + count * local.penalty
+            logs["objective/code_penalty"] = Mean(count * local.penalty.detach(), count)
+            logs["target/codes"] = CodeUse(local.code_counts_GV)
+        logs["objective/loss"] = Mean(loss_sum.detach(), count)
         return ObjectiveOutput(loss_sum, count, logs)
 
     @abstractmethod

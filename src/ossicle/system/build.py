@@ -122,10 +122,19 @@ def connect(
     target: Callable[..., nn.Module],
     objective: Callable[..., Objective],
 ) -> tuple[SpeechEncoder, Objective]:
-    """Build parts and put them together: each factory gets what the parts before it decide."""
+    """Build parts and put them together: each factory gets what the parts before it decide.
+
+    Raises:
+        ConfigError: The parts do not fit each other.
+    """
     backbone = model(frontend=frontend(), encoder=encoder(mixer=mixer))
     goal = target(clock=backbone.clock, feature_dim=backbone.feature_dim)
     loss = objective(target=goal, dim=backbone.dim, feature_dim=backbone.feature_dim)
+    if backbone.quantises and not loss.takes_codes:
+        raise ConfigError(
+            f"the frontend quantises, and {type(loss).__name__} does not train its codes",
+            "choose objective=contrastive_binary or contrastive_predictive, or a frontend without a quantiser",
+        )
     loss.adopt(backbone)
     return backbone, loss
 
