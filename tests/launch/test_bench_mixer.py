@@ -1,10 +1,11 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from ossicle.launch.bench.mixers import Point, Settings, exponent, macs_of, measure
+from ossicle.launch.bench.mixers import Point, Settings, beyond, exponent, macs_of, measure
 from tests.launch.toy import ossicle
 
 SETTINGS = Settings(
@@ -36,10 +37,21 @@ def test_a_mixer_that_needs_too_much_is_stopped_with_the_reason() -> None:
     assert "20 frames took" in stopped
 
 
+def test_the_next_length_is_foreseen_from_the_last_two() -> None:
+    linear = [Point(frames, 0.0, frames / 1000, frames * 10**6, 0) for frames in (500, 1000)]
+    square = [Point(frames, 0.0, (frames / 1000) ** 2, frames**2 * 1000, 0) for frames in (500, 1000)]
+    assert beyond(linear, 4000, SETTINGS) == "4000 frames might need 4.0 GB"
+    assert beyond(linear[:1], 2000, SETTINGS) == "500 frames took 0.5 s, 2000 might take 8 s"
+    assert beyond(square, 4000, SETTINGS) == "1000 frames took 1 s, 4000 might take 16 s"
+    roomy = dataclasses.replace(SETTINGS, max_bytes=1e12)
+    assert beyond(linear, 4000, roomy) is None
+    assert beyond(square, 2000, roomy) is None
+
+
 def test_the_bench_prints_a_table_and_writes_records_and_a_picture(tmp_path: Path) -> None:
     ran = ossicle(
         "bench", "mixer", "mixers=[attention]", "lengths=[32,64,128]", "dim=16", "heads=2", "fit_from=32", "repeats=1",
-        "out=records.json", "figure=mixers.png", cwd=tmp_path,
+        "out=records.json", "table=mixers.md", "figure=mixers.png", cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert "T^" in ran.stdout
@@ -48,6 +60,9 @@ def test_the_bench_prints_a_table_and_writes_records_and_a_picture(tmp_path: Pat
     assert all(point["step_ms"] > point["forward_ms"] > 0 and point["macs"] > 0 for point in points)
     assert last["exponent"] is not None
     assert last["stopped"] is None
+    table = (tmp_path / "mixers.md").read_text()
+    assert "| attention | T^" in table
+    assert f"| attention | 128 | {points[-1]['forward_ms']:,.1f} |" in table
     assert (tmp_path / "mixers.png").stat().st_size > 1000
 
 

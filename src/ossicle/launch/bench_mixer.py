@@ -38,6 +38,10 @@ def task(cfg: "DictConfig") -> list[Record]:
         if config["out"] is not None:
             write_json(Path(config["out"]), records)
     show(records, lengths)
+    if config["table"] is not None:
+        path = Path(config["table"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(markdown(records, settings, config["fit_from"]), encoding="utf-8")
     if config["figure"] is not None:
         draw(records, Path(config["figure"]), settings)
     return records
@@ -122,6 +126,35 @@ def show(records: Sequence[Record], lengths: Sequence[int]) -> None:
         growth = "-" if last["exponent"] is None else f"T^{last['exponent']:.2f}"
         table.add_row(last["mixer"], *cells, growth)
     Console().print(table)
+
+
+def markdown(records: Sequence[Record], settings: "Settings", fit_from: int) -> str:
+    """The whole record for readers: a line a mixer with its growth and last length, then one for each length."""
+    threads = f", {settings.threads} thread(s)" if settings.device == "cpu" else ""
+    precision = str(settings.dtype).removeprefix("torch.")
+    lines = [
+        f"{settings.rows} x T x {settings.dim}, {settings.heads} heads, {precision}, {settings.device}{threads}.",
+        f"Growth: the exponent of forward and backward over T from {fit_from:,} frames on, by least squares.",
+        "",
+        "| mixer | growth | longest | why no longer |",
+        "|---|---|---|---|",
+    ]
+    for last in (r for r in records if "exponent" in r):
+        longest = max((r["frames"] for r in records if r["mixer"] == last["mixer"] and "frames" in r), default=0)
+        growth = "-" if last["exponent"] is None else f"T^{last['exponent']:.2f}"
+        lines.append(f"| {last['mixer']} | {growth} | {longest:,} | {last['stopped'] or ''} |")
+    lines += [
+        "",
+        "| mixer | T | forward, ms | forward and backward, ms | peak memory, MB | MACs, M | GFLOP/s forward |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['mixer']} | {r['frames']:,} | {r['forward_ms']:,.1f} | {r['step_ms']:,.1f} |"
+        f" {r['peak_memory_bytes'] / 1e6:,.0f} | {r['macs'] / 1e6:,.0f} | {r['flops_per_s'] / 1e9:.1f} |"
+        for r in records
+        if "frames" in r
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def draw(records: Sequence[Record], path: Path, settings: "Settings") -> None:

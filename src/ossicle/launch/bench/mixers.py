@@ -35,7 +35,7 @@ class Settings:
         dtype: Precision of the mixer and its input.
         threads: torch threads.
         repeats: Runs, of which the fastest counts.
-        max_s: Longest time of forward and backward after which the next length is tried.
+        max_s: Longest that a forward and a backward pass may be expected to take.
         max_bytes: Most memory that the next length may be expected to need.
     """
 
@@ -108,23 +108,45 @@ def measure(name: str, lengths: Sequence[int], settings: Settings) -> tuple[list
 def _run(name: str, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
     torch.set_num_threads(settings.threads)
     try:
-        for frames, following in zip(lengths, [*lengths[1:], 0], strict=True):
-            point = _point(name, frames, settings)
-            line.send(point)
-            if not following:
-                break
-            growth = following / frames
-            if point.step_s > settings.max_s:
-                line.send(f"{frames} frames took {point.step_s:.1f} s")
+        points: list[Point] = []
+        for frames, following in zip(lengths, [*lengths[1:], None], strict=True):
+            points.append(_point(name, frames, settings))
+            line.send(points[-1])
+            stopped = None if following is None else beyond(points, following, settings)
+            if stopped is not None or following is None:
+                line.send(stopped)
                 return
-            if (needed := point.peak_bytes * growth**2) > settings.max_bytes and point.peak_bytes > 2**28:
-                line.send(f"{following} frames might need {needed / 1e9:.1f} GB")
-                return
-        line.send(None)
     except MissingExtraError as error:
         line.send(f"{error.problem}: {error.mend}")
     except (OssicleError, torch.OutOfMemoryError, MemoryError) as error:
         line.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def beyond(points: Sequence[Point], following: int, settings: Settings) -> str | None:
+    """Why the next length is not to be tried, or None.
+
+    Time and memory are taken to grow as between the last two lengths, and with the square before that is known.
+
+    Args:
+        points: What was measured, at growing lengths.
+        following: The next length.
+        settings: What is too much.
+    """
+    last = points[-1]
+    growth = following / last.frames
+    power_s = power_bytes = 2.0
+    if len(points) > 1:
+        past = points[-2]
+        spread = math.log(last.frames / past.frames)
+        power_s = math.log(last.step_s / past.step_s) / spread
+        power_bytes = math.log(max(1, last.peak_bytes) / max(1, past.peak_bytes)) / spread
+    seconds = last.step_s * growth ** max(1.0, power_s)
+    needed = last.peak_bytes * growth ** min(2.0, max(1.0, power_bytes))
+    if max(last.step_s, seconds) > settings.max_s:
+        return f"{last.frames} frames took {last.step_s:.2g} s, {following} might take {seconds:.2g} s"
+    if needed > settings.max_bytes and last.peak_bytes > 2**28:
+        return f"{following} frames might need {needed / 1e9:.1f} GB"
+    return None
 
 
 def _point(name: str, frames: int, settings: Settings) -> Point:
