@@ -92,6 +92,7 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert ran.returncode == 1
     assert "nowhere" in ran.stderr
     assert "Traceback" not in ran.stderr
+    assert "overrides" not in ran.stderr
 
 
 def test_a_cluster_is_reached_through_a_multirun_of_one_job() -> None:

@@ -55,8 +55,10 @@ HELP = frozenset({"-h", "--help"})
 
 RESPELT = {"label": {"layer": "source_layer"}}
 
+MULTIRUN = frozenset({"-m", "--multirun"})
+
 # Hydra's options that say what to do with a config; a run on a cluster is none of them, and becomes a multirun.
-MODES = frozenset({"-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "--hydra-help", "--version"})
+MODES = frozenset({*MULTIRUN, "-r", "--run", "-c", "--cfg", "-i", "--info", "--hydra-help", "--version"})
 
 
 def usage() -> str:
@@ -114,10 +116,22 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
     # Hydra would print its own short message and exit; with this it lets errors through, and they are explained below.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
+    task = task_of(command)
+    refused: list[OssicleError] = []
+
+    def carry_out(cfg: "DictConfig") -> None:
+        try:
+            task(cfg)
+        except OssicleError as error:
+            refused.append(error)
+
     try:
-        main(task_of(command))()
+        # Hydra prints the overrides above a job's error. A job of a multirun, which may run elsewhere, must fail there.
+        main(task if MULTIRUN & set(arguments) else carry_out)()
     except HydraException as error:
         raise explain(error, command) from error
+    if refused:
+        raise refused[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
