@@ -41,6 +41,9 @@ DefMemPerCPU=100
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 ReturnToService=2
 KillWait=5
 CompleteWait=0
@@ -71,7 +74,9 @@ def write_settings(folder: Path, num_nodes: int) -> None:
     text = SETTINGS.format(host=host, port=free_port(), folder=folder)
     for node in range(1, num_nodes + 1):
         text += f"NodeName=node{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}\n"
-    text += f"PartitionName=main Nodes=node[1-{num_nodes}] Default=YES MaxTime=INFINITE State=UP\n"
+    nodes = f"Nodes=node[1-{num_nodes}] MaxTime=INFINITE State=UP"
+    text += f"PartitionName=main {nodes} Default=YES PriorityTier=1 GraceTime=60\n"
+    text += f"PartitionName=urgent {nodes} PriorityTier=10 PreemptMode=OFF\n"
     (folder / "slurm.conf").write_text(text)
 
 

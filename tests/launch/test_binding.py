@@ -1,7 +1,9 @@
 import pytest
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.binding import check_binding, targets
+from ossicle.launch.binding import check_binding, check_number, targets
+from ossicle.launch.config import compose
+from ossicle.launch.experiment import check, resolved
 
 CLOCK = "ossicle.core.clock.FrameClock"
 
@@ -30,3 +32,36 @@ def test_a_missing_argument_is_refused_unless_it_is_injected_later() -> None:
 def test_a_class_that_does_not_exist_is_refused(target: str) -> None:
     with pytest.raises(ConfigError, match="_target_"):
         check_binding({"clock": {"_target_": target}})
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [("abc", int), ("abc", float | None), (None, int), (1.5, int), (True, float), ([1], float), (1, bool), ("1", int)],
+)
+def test_what_is_no_number_is_refused_where_numbers_alone_are_taken(value: object, annotation: object) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr="):
+        check_number("optim.lr", value, annotation)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        (1, int),
+        (3e4, int),
+        (1, float),
+        (1e-3, float),
+        (None, float | None),
+        (False, bool),
+        ("auto", str | int),
+        ([], list),
+    ],
+)
+def test_numbers_and_what_may_be_something_else_pass(value: object, annotation: object) -> None:
+    check_number("optim.lr", value, annotation)
+
+
+@pytest.mark.parametrize("override", ["max_steps=many", "optim.lr=fast", "encoder.num_layers=two", "data.batch_s=x"])
+def test_a_word_in_place_of_a_number_is_refused_by_its_key(override: str) -> None:
+    config = resolved(compose("pretrain", ["experiment=best_rq_tiny", "data.shards=nowhere", override]))
+    with pytest.raises(ConfigError, match=f"{override} is not what it can be"):
+        check(config)

@@ -13,12 +13,13 @@ from tests.launch.slurm_cluster import slurm_cluster, wait_until
 from tests.launch.test_loggers import rows
 from tests.launch.toy import ENVIRONMENT, TOY, command, single_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ON_TWO_NODES = (
     "cluster=slurm", "cluster.num_nodes=2", "cluster.devices=1", "data.batch_s=2", "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.gpus_per_node=0", "hydra.launcher.timeout_min=20",
 )  # fmt: skip
+LONG = ("max_steps=400", "callback.collapse.start_step=500")
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +50,37 @@ def test_a_multirun_on_two_nodes_is_submitted_and_trains_with_two_ranks(
         assert len(rows(place / "metrics.csv")) == 3
 
 
-def test_a_signalled_job_saves_is_requeued_and_ends_with_the_weights_of_one_never_stopped(
-    synthetic_dataset: Path, tmp_path: Path, cluster: Mapping[str, str]
+@pytest.fixture(scope="module")
+def whole(synthetic_dataset: Path, cluster: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two nodes that nothing disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    with pretrain(synthetic_dataset, root, cluster, *LONG) as run:
+        said, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, said
+    return single_run(root / "runs", "best_rq_tiny")
+
+
+@pytest.mark.parametrize("how", ["signalled", "preempted"])
+def test_a_job_that_must_go_saves_is_requeued_and_ends_with_the_weights_of_one_never_stopped(
+    how: str, whole: Path, synthetic_dataset: Path, tmp_path: Path, cluster: Mapping[str, str]
 ) -> None:
-    weights = {}
-    for name in ("whole", "requeued"):
-        root = tmp_path / name
-        root.mkdir()
-        with pretrain(synthetic_dataset, root, cluster, "max_steps=400", "callback.collapse.start_step=500") as run:
-            if name == "requeued":
-                metrics = root / "runs" / "best_rq_tiny"
-                wait_until("the twentieth step", lambda at=metrics: steps(at) >= 20, timeout_s=200)
-                job = ask(cluster, "squeue", "-h", "-o", "%A").strip()
-                ask(cluster, "scancel", "--signal=USR2", job)
-                wait_until("a requeued job", lambda number=job: restarts(cluster, number) == 1, timeout_s=100)
-            said, _ = run.communicate(timeout=400)
-        assert run.returncode == 0, said
-        place = single_run(root / "runs", "best_rq_tiny")
-        assert [int(row["step"]) for row in rows(place / "metrics.csv")] == list(range(1, 401))
-        weights[name] = load_file(place / "encoder.safetensors")
-    assert weights["whole"].keys() == weights["requeued"].keys()
-    assert all((weights["whole"][key] == weights["requeued"][key]).all() for key in weights["whole"])
+    with pretrain(synthetic_dataset, tmp_path, cluster, *LONG) as run:
+        metrics = tmp_path / "runs" / "best_rq_tiny"
+        wait_until("the twentieth step", lambda: steps(metrics) >= 20, timeout_s=300)
+        job = ask(cluster, "squeue", "-h", "-o", "%A").strip()
+        if how == "signalled":
+            ask(cluster, "scancel", "--signal=USR2", job)
+        else:  # a job of a better partition wants both nodes for itself
+            urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+            ask(cluster, "sbatch", *urgent)
+        wait_until("a requeued job", lambda: restarts(cluster, job) == 1, timeout_s=100)
+        said, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, said
+    place = single_run(tmp_path / "runs", "best_rq_tiny")
+    assert [int(row["step"]) for row in rows(place / "metrics.csv")] == list(range(1, 401))
+    ours, theirs = (load_file(found / "encoder.safetensors") for found in (place, whole))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
 def steps(runs: Path) -> int:

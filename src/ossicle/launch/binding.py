@@ -5,11 +5,14 @@ A wrong argument then fails in a second, by name and with the nearest right one,
 
 import importlib
 import inspect
+import types
+import typing
 from collections.abc import Iterator, Mapping
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch.config import nearest
 
+NUMBERS = frozenset({int, float, bool, types.NoneType})
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
 
 
@@ -53,7 +56,8 @@ def check_binding(config: object) -> None:
         config: A plain container (dicts and lists), as OmegaConf.to_container gives it.
 
     Raises:
-        ConfigError: A node passes an argument that its class does not take, or leaves out one that nothing injects.
+        ConfigError: A node passes an argument that its class does not take, or one that is no number where it takes
+            numbers alone, or leaves out one that nothing injects.
     """
     for path, node in targets(config):
         target = locate(str(node["_target_"]), path)
@@ -61,12 +65,14 @@ def check_binding(config: object) -> None:
         signature = inspect.signature(target)
         given = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-        for key in given:
+        for key, value in given.items():
             if key not in signature.parameters and not takes_any:
                 raise ConfigError(
                     f"{path}.{key}: {node['_target_']} takes no such argument{nearest(key, signature.parameters)}",
                     f"its arguments are: {', '.join(signature.parameters)}",
                 )
+            if key in signature.parameters:
+                check_number(f"{path}.{key}" if path else key, value, signature.parameters[key].annotation)
         if not node.get("_partial_"):
             try:
                 signature.bind(**given)
@@ -74,3 +80,32 @@ def check_binding(config: object) -> None:
                 raise ConfigError(
                     f"{path}: {node['_target_']}: {error}", "state the missing argument in the config"
                 ) from error
+
+
+def check_number(key: str, value: object, annotation: object) -> None:
+    """Refuse what is no number, where an annotation asks for one and allows nothing else.
+
+    Args:
+        key: The value's dotted key.
+        value: The value.
+        annotation: The argument's annotation: only ``int``, ``float``, ``bool`` and their unions with None are judged.
+
+    Raises:
+        ConfigError: The value is of another kind, or has a fraction where it counts something.
+    """
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    kinds = frozenset(typing.get_args(annotation) if union else (annotation,))
+    if not kinds or not kinds <= NUMBERS or kinds == {types.NoneType}:
+        return
+    if value is None:
+        fits = types.NoneType in kinds
+    elif isinstance(value, bool):
+        fits = bool in kinds
+    elif isinstance(value, float) and float not in kinds:
+        fits = value.is_integer() and int in kinds
+    else:
+        fits = isinstance(value, int | float) and bool(kinds & {int, float})
+    if not fits:
+        names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
+        wanted = " or ".join(name for kind, name in names.items() if kind in kinds)
+        raise ConfigError(f"{key}={value} is not what it can be", f"state {wanted}")

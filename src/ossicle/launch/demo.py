@@ -32,6 +32,8 @@ def task(cfg: "DictConfig") -> None:
     started = time.monotonic()
     demo = resolved(cfg)
     directory = Path(demo["runs"]) / "demo" / hash_json({k: v for k, v in demo.items() if k != "runs"}, length=8)
+    config = resolved(compose("pretrain", pretrain_overrides(demo, directory)))
+    check(config)  # before the minutes that speech takes
     seconds: dict[str, float] = {}
 
     def timed(name: str, since: float) -> float:
@@ -46,8 +48,6 @@ def task(cfg: "DictConfig") -> None:
     mark = timed("prepare", mark)
 
     log.info("2/4 pretraining: %s, no label is seen but clusters of the sound itself", demo["recipe"])
-    config = resolved(compose("pretrain", pretrain_overrides(demo, directory)))
-    check(config)
     run = runs.run_dir(config)
     pretrain.pretrain(config, run)
     mark = timed("pretrain", mark)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.binding import check_binding
+from ossicle.launch.binding import check_binding, check_number
 from ossicle.launch.config import Config
 from ossicle.launch.parts import fit_parts
 from ossicle.launch.preflight import BatchShare, share_batch
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from ossicle.system.build import Experiment
 
 PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "augmentation", "optim", "schedule")
+
+NUMBERS: dict[str, object] = {
+    "seed": int, "max_steps": int, "label_frames": int, "batch_s": float, "clip_norm": float | None,
+    "ema_decay": float | None, "log_every": int, "checkpoint_every": int, "keep_checkpoints": int,
+    "threads": int | None,
+}  # fmt: skip
+"""Values of a config outside its parts that are numbers."""
 
 
 def resolved(cfg: "DictConfig") -> dict[str, Any]:
@@ -106,6 +113,9 @@ def check(config: Config) -> None:
         ConfigError: A part's arguments do not fit its class, the batch does not divide, the stages contradict, or the
             parts do not fit each other.
     """
+    for key, kind in NUMBERS.items():
+        if key in config:
+            check_number(key, config[key], kind)
     check_binding(config)
     batch_share(config)
     if "urls" in config["data"] and str(config["target"].get("_target_")).startswith("ossicle.target.kmeans."):

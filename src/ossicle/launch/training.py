@@ -27,6 +27,7 @@ def resumed_step(checkpoint: Path) -> int:
 def quiet() -> None:
     """Silence what Lightning says of itself: its tips and its list of devices that are not there."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available")  # cluster=slurm is our way there
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec")
     warnings.filterwarnings("ignore", message=r"Found .* in eval mode at the start")  # teachers: they stay so
 
