@@ -122,7 +122,8 @@ def unknown_key(key: str, command: str) -> ConfigError:
     """The error for an override of a key or group that does not exist."""
     composed = _composed(command, [f"experiment={EXAMPLE}"] if command == "pretrain" else [])
     known = {*groups(), *keys(composed)} - {key}
+    named = " experiment=NAME" if command == "pretrain" else ""
     return ConfigError(
         f"the config of {spoken(command)!r} has no key {key!r}{nearest(key, known)}",
-        f"see every key with: ossicle {spoken(command)} --cfg job   (a new key is added with +{key}=...)",
+        f"see every key with: ossicle {spoken(command)}{named} --cfg job   (a new key is added with +{key}=...)",
     )
