@@ -53,7 +53,7 @@ class OnlineCodebook(EmaTeacher):
         momentum: Momentum,
         num_codes: int = 256,
         decay: float = 0.9,
-        code_std: float = 1.0,
+        code_std: float = 0.1,
         top_layers: int = 8,
         read: Read = "feed_forward",
         shared: Sequence[str] = (),
