@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
+from ossicle.ops.grouped_convolution import grouped_convolution
 from ossicle.ops.strided_convolution import strided_convolution
 from ossicle.ops.windows import normalised_windows
 
@@ -162,8 +163,7 @@ class ConvolutionPosition(nn.Module):
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Positions of frames; frames that are not real must be zero."""
-        position_BDT = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]]
-        return functional.gelu(position_BDT).transpose(1, 2)
+        return functional.gelu(channels_last_convolution(self.conv, x_BTD))
 
 
 @final
@@ -208,5 +208,11 @@ class PositionLayer(nn.Module):
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Convolution, norm without weights, GELU."""
-        convolved_BTD = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]].transpose(1, 2)
+        convolved_BTD = channels_last_convolution(self.conv, x_BTD)
         return functional.gelu(functional.layer_norm(convolved_BTD, convolved_BTD.shape[-1:]))
+
+
+def channels_last_convolution(conv: nn.Conv1d, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T O"]:
+    """A grouped convolution's outputs, each centred on a frame: see :mod:`ossicle.ops.grouped_convolution`."""
+    out_BTO = grouped_convolution(x_BTD, conv.weight, conv.groups)
+    return out_BTO if conv.bias is None else out_BTO + conv.bias.to(out_BTO.dtype)
