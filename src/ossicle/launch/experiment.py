@@ -166,9 +166,16 @@ def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | 
 
 
 def use_threads(config: Config) -> None:
-    """Set torch's threads as the config says; without a word, the ranks of a machine share its cores evenly."""
+    """Set torch's threads as the config says; without a word, the ranks of a machine share its cores evenly.
+
+    Where there is no GPU, the process keeps its memory between steps besides.
+    """
     import torch
 
+    from ossicle.core.memory import keep_memory
+
+    if not torch.cuda.is_available():
+        keep_memory()
     ranks = config["cluster"]["devices"] if "cluster" in config else 1
     torch.set_num_threads(config["threads"] or max(1, len(os.sched_getaffinity(0)) // ranks))
 

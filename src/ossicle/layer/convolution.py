@@ -163,7 +163,10 @@ class ConvolutionPosition(nn.Module):
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Positions of frames; frames that are not real must be zero."""
-        return functional.gelu(channels_last_convolution(self.conv, x_BTD))
+        position_BTD = grouped_convolution(x_BTD, self.conv.weight, self.conv.groups)
+        if self.conv.bias is not None:
+            position_BTD = position_BTD + self.conv.bias.to(position_BTD.dtype)
+        return functional.gelu(position_BTD)
 
 
 @final
@@ -208,11 +211,5 @@ class PositionLayer(nn.Module):
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Convolution, norm without weights, GELU."""
-        convolved_BTD = channels_last_convolution(self.conv, x_BTD)
+        convolved_BTD = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]].transpose(1, 2)
         return functional.gelu(functional.layer_norm(convolved_BTD, convolved_BTD.shape[-1:]))
-
-
-def channels_last_convolution(conv: nn.Conv1d, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T O"]:
-    """A grouped convolution's outputs, each centred on a frame: see :mod:`ossicle.ops.grouped_convolution`."""
-    out_BTO = grouped_convolution(x_BTD, conv.weight, conv.groups)
-    return out_BTO if conv.bias is None else out_BTO + conv.bias.to(out_BTO.dtype)

@@ -143,7 +143,9 @@ def _preference(case: Case) -> tuple[str, ...]:
     if case.windowed:
         return ("flash_attn", "varlen", "blocked", "sdpa", "reference")
     if case.packed:
-        return ("flash_attn", "varlen", "sdpa", "reference")
+        return ("flash_attn", "varlen", "native", "sdpa", "reference")
+    if case.device == "cpu":
+        return ("native", "sdpa", "reference")
     return ("sdpa", "flash_attn", "varlen", "reference")
 
 

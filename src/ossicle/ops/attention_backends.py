@@ -6,11 +6,8 @@ arXiv 2205.14135 (FlashAttention) and compute the same function.
 
 import functools
 import importlib
-import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Final, final
 
@@ -20,102 +17,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
+from ossicle.ops import softmax_cpu
+from ossicle.ops.attention_backend import Backend, Case, allowed_pairs
+from ossicle.ops.attention_cpu import cpu_attention
 from ossicle.ops.blocked_attention import attend_blocked, segments
 
 HALF_PRECISION: Final = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """What attention is asked for: all that the choice of a kernel may depend on.
-
-    Args:
-        device: Device type, such as ``cuda``.
-        dtype: Type of queries, keys and values.
-        head_dim: Width of a head (K).
-        dropout: Whether probabilities are dropped.
-        masked: Whether some keys are padding.
-        windowed: Whether attention is limited to a window around each frame.
-        packed: Whether rows are packed end to end.
-    """
-
-    device: str
-    dtype: torch.dtype
-    head_dim: int
-    dropout: bool = False
-    masked: bool = False
-    windowed: bool = False
-    packed: bool = False
-
-    def __str__(self) -> str:
-        """The case in words, for logs and errors."""
-        extras = [name for name in ("dropout", "masked", "windowed", "packed") if getattr(self, name)]
-        return " ".join([self.device, str(self.dtype).removeprefix("torch."), f"head dim {self.head_dim}", *extras])
-
-
-class Backend(ABC):
-    """One way to compute attention."""
-
-    name: ClassVar[str]
-
-    def missing(self) -> str | None:
-        """Why this installation cannot run the kernel on any device, or None where it can."""
-        return None
-
-    @abstractmethod
-    def refusal(self, case: Case) -> str | None:
-        """Why the kernel cannot serve a case, or None where it can."""
-
-    @abstractmethod
-    def dense(
-        self,
-        q_BTHK: Tensor,
-        k_BTHK: Tensor,
-        v_BTHK: Tensor,
-        *,
-        valid_BT: Tensor | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        """Attention within each row of a batch, (B, T, H, K)."""
-
-    @abstractmethod
-    def packed(
-        self,
-        q_PHK: Tensor,
-        k_PHK: Tensor,
-        v_PHK: Tensor,
-        *,
-        edges: Tensor,
-        longest: int,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        """Attention within each utterance of a packed row, (P, H, K); ``edges`` are cumulative lengths, int32."""
-
-    def _segments(
-        self, q_PHK: Tensor, k_PHK: Tensor, v_PHK: Tensor, *, edges: Tensor, dropout: float, window: int | None
-    ) -> Tensor:
-        """Packed attention by one dense call an utterance; reads the edges on the host."""
-        places = edges.tolist()
-        parts = [
-            self.dense(
-                q_PHK[None, a:b], k_PHK[None, a:b], v_PHK[None, a:b], valid_BT=None, dropout=dropout, window=window
-            )[0]
-            for a, b in itertools.pairwise(places)
-            if b > a
-        ]
-        return torch.cat(parts) if parts else q_PHK.clone()
-
-
-def allowed_pairs(valid_BT: Tensor | None, window: int | None, frames: int, device: torch.device) -> Tensor | None:
-    """Which keys a query sees: None, (B, 1, 1, T) for padding alone, or (B or 1, 1, T, T) with a window."""
-    keys = None if valid_BT is None else valid_BT[:, None, None, :]
-    if window is None:
-        return keys
-    place = torch.arange(frames, device=device)
-    near = ((place[:, None] - place[None, :]).abs() <= window)[None, None]
-    return near if keys is None else near & keys
 
 
 @final
@@ -257,6 +164,62 @@ class Blocked(Backend):
         return attend_blocked(q_PHK[None], k_PHK[None], v_PHK[None], window, segment_BT=mine_1P, dropout=dropout)[0]
 
 
+@final
+class Native(Backend):
+    """This package's own C++ between two products on a CPU (docs/results/step_cpu.md has its times).
+
+    torch's fused kernel for CPUs has no dropout, and in bfloat16 is slower than this even without. But it holds no
+    scores, and so serves rows longer than ``longest`` frames where nothing is dropped.
+    """
+
+    longest: ClassVar = 2048
+
+    name = "native"
+
+    @override
+    def missing(self) -> str | None:
+        return softmax_cpu.missing()
+
+    @override
+    def refusal(self, case: Case) -> str | None:
+        if case.device != "cpu":
+            return f"runs on cpu, not on {case.device}"
+        if not case.dropout and case.dtype == torch.float32:
+            return "is slower than sdpa in float32 without dropout"
+        if case.dtype not in softmax_cpu.SUFFIXES:
+            return f"takes float32 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+        return "has no window" if case.windowed else self.missing()
+
+    @override
+    def dense(
+        self,
+        q_BTHK: Tensor,
+        k_BTHK: Tensor,
+        v_BTHK: Tensor,
+        *,
+        valid_BT: Tensor | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        if not dropout and q_BTHK.shape[1] > self.longest:
+            return BACKENDS[Sdpa.name].dense(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, window=window)
+        return cpu_attention(q_BTHK, k_BTHK, v_BTHK, valid_BT, dropout)
+
+    @override
+    def packed(
+        self,
+        q_PHK: Tensor,
+        k_PHK: Tensor,
+        v_PHK: Tensor,
+        *,
+        edges: Tensor,
+        longest: int,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        return self._segments(q_PHK, k_PHK, v_PHK, edges=edges, dropout=dropout, window=window)
+
+
 def _sides(window: int | None) -> tuple[int, int]:
     """A window as the flash kernels count it: keys to the left and to the right, -1 for all."""
     return (-1, -1) if window is None else (window, window)
@@ -385,5 +348,5 @@ def _import_problem(module: str) -> str | None:
 
 
 BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
-    {backend.name: backend for backend in (FlashAttention(), Varlen(), Blocked(), Sdpa(), Reference())}
+    {backend.name: backend for backend in (FlashAttention(), Varlen(), Blocked(), Native(), Sdpa(), Reference())}
 )

@@ -117,11 +117,7 @@ def _weight_gradient(x_BTD: Tensor, grad_BTO: Tensor, weight_GOKI: Tensor, block
         (channels * block * seen * inner, block * seen * inner, (seen - 1) * inner, 1),
         (block - 1) * inner,
     )
-    return diagonals.sum(2, dtype=_sum_type(toeplitz)).to(toeplitz.dtype).view(groups, channels, taps, inner)
-
-
-def _sum_type(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    return diagonals.sum(2).view(groups, channels, taps, inner)  # torch sums bfloat16 in float32
 
 
 class _GroupedConvolution(torch.autograd.Function):

@@ -173,10 +173,10 @@ class Pretraining(LightningModule):
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient  # a block that layerdrop left out has zeros, as it has where ranks differ
+        norm = nn.utils.get_total_norm(gradients) * scale
+        if self.clip_norm is not None:  # one pass for both: clip_grads_with_norm_'s factor times the mean's
+            scale = scale * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)
-        norm = nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         self._add({"optim/grad_norm": Mean(norm, torch.ones_like(norm))})
 
     def _add(self, metrics: dict[str, Metric]) -> None:

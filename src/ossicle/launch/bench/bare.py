@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ossicle.core.batch import Batch
 from ossicle.core.clock import FrameClock
+from ossicle.core.memory import keep_memory
 from ossicle.launch.bench.steps import Facts, StepWork, Subject
 from ossicle.launch.config import Config
 from ossicle.launch.experiment import PARTS, instantiate_part, stages
@@ -71,6 +72,8 @@ class BareStep(Subject):
     """
 
     def __init__(self, config: Config, work: StepWork) -> None:
+        if work.device == "cpu":
+            keep_memory()  # as ossicle pretrain does
         self.work = work
         self.device = torch.device(work.device)
         data = RandomData()
@@ -104,7 +107,8 @@ class BareStep(Subject):
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            mixed = self.precision == "bf16-mixed"
+            with torch.autocast(self.device.type, torch.bfloat16, mixed, cache_enabled=False):  # Lightning's choice
                 loss = self.system.training_step(batch, number)
             loss.backward()
             self.system.configure_gradient_clipping(self.optimizer)

@@ -55,7 +55,7 @@ def overrides(shape: Shape, work: StepWork) -> list[str]:
         f"precision={'bf16-mixed' if work.bfloat16 else '32-true'}",
         f"compile={str(work.compile).lower()}",
         f"target.num_classes={shape.classes}",
-        f"+objective.head.final_dim={shape.final_dim}",
+        f"++objective.head.final_dim={shape.final_dim}",
         f"objective.mask_start_probability={shape.start_probability}",
         f"encoder.dim={shape.dim}",
         f"encoder.num_layers={shape.layers}",
