@@ -135,7 +135,7 @@ def labels_for(config: Config, run: "Run", before: Path | None, *, first: bool) 
         layer=run.layer,
         sample_frames=config["label_frames"],
         clock=clock_of(config),
-        access=access_of(config["data"]),
+        access=access_of({**config["data"], **source}),
     )
     if first:
         return make(request, device_of(config["cluster"]["accelerator"]))
