@@ -221,6 +221,22 @@ def test_a_missing_client_names_the_package_and_the_extra(
     assert "ossicle[remote]" in caught.value.mend
 
 
+@pytest.mark.parametrize(
+    ("url", "package", "path"),
+    [
+        ("s3://bucket/data", "s3fs", "bucket/data"),
+        ("gs://bucket/data", "gcsfs", "bucket/data"),
+        ("hf://datasets/who/what", "huggingface_hub", "datasets/who/what"),
+        ("https://host/data", "fsspec", "https://host/data"),
+    ],
+)
+def test_each_scheme_finds_its_client(url: str, package: str, path: str) -> None:
+    files = RemoteFiles(url, {"token": "anon"} if url.startswith("gs") else None)
+    fs, root = files._client()
+    assert type(fs).__module__.partition(".")[0] == package
+    assert root == path
+
+
 def test_what_is_no_url_or_no_option_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be opened"):
         RemoteFiles("nonsense://a/b").read_all("dataset.json")
