@@ -66,6 +66,25 @@ def test_every_parameter_is_trained(kind: type[Quantiser]) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
+@KINDS
+def test_the_penalty_is_a_mean_over_frames_and_counts_add_up(kind: type[Quantiser]) -> None:
+    model, objective = connect(**parts(kind), target=Frames, objective=partial(ContrastiveBinary, num_steps=2))
+    model.eval()  # no noise
+    whole = batch(4)
+    first = Batch(whole.waveform_BS[:2], 3, whole.ids_B[:2], whole.starts_B[:2])
+    twice = Batch(first.waveform_BS.repeat(2, 1), 3, whole.ids_B, whole.starts_B)
+    one, two = model.local(first.waveform_BS), model.local(twice.waveform_BS)
+    assert one.penalty is not None
+    assert two.penalty is not None
+    assert one.code_counts_GV is not None
+    assert two.code_counts_GV is not None
+    torch.testing.assert_close(two.penalty, one.penalty)  # a mean a frame, so that count * penalty is a sum
+    assert torch.equal(two.code_counts_GV, 2 * one.code_counts_GV)
+    assert float(objective(model, twice, seed=0, step=0).count) == 2 * float(
+        objective(model, first, seed=0, step=0).count
+    )
+
+
 def test_the_step_sets_the_temperature() -> None:
     model, objective = connect(**parts(GumbelCodes), target=Frames, objective=partial(ContrastiveBinary, num_steps=2))
     objective(model, batch(), seed=0, step=100_000)
