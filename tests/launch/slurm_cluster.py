@@ -120,7 +120,10 @@ def slurm_cluster(folder: Path, num_nodes: int) -> Generator[Mapping[str, str]]:
         wait_until("the controller", lambda: "UP" in answers("scontrol", "ping"))
         for node in range(1, num_nodes + 1):
             spawn("slurmd", "-D", "-N", f"node{node}")
-        wait_until("idle nodes", lambda: answers("sinfo", "-h", "-N", "-o", "%t").split().count("idle") == num_nodes)
+        wait_until(
+            "idle nodes",
+            lambda: answers("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split().count("idle") == num_nodes,
+        )
         stack.callback(subprocess.run, ["scancel", "--user=root"], env=environment, check=False)
         # ranks meet at the first node, whose name no resolver of this machine knows
         yield environment | {"MASTER_ADDR": "127.0.0.1"}

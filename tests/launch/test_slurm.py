@@ -45,8 +45,8 @@ def test_a_multirun_on_two_nodes_is_submitted_and_trains_with_two_ranks(
     assert len(found) == 2
     for place in found:
         assert read_json(place / "run.json")["finished"] is True
-        # 3 steps of 4 s each, half of them on either node
-        assert read_json(place / "cost.json")["audio_hours"]["value"] == pytest.approx(12 / 3600)
+        # 3 steps of 4 s each to the nearest crop, half of them on either node: one node alone would count half of it
+        assert read_json(place / "cost.json")["audio_hours"]["value"] == pytest.approx(12 / 3600, rel=0.25)
         assert len(rows(place / "metrics.csv")) == 3
 
 
