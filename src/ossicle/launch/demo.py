@@ -107,10 +107,11 @@ def show(summary: Config, directory: Path, run: Path, shards: str) -> None:
     console.print(render(CostCard.read(run / "cost.json")))
     phones = summary["phone_error"]
     best = min(phones[f] for f in FEATURES[:3])
+    change = phones["pretrained"] / best
     console.print(
         f"The phones are those of voices and sentences that training never met. Pretraining took the error from "
         f"{100 * best:.1f} % (the best of the other three) to {100 * phones['pretrained']:.1f} %, "
-        f"{100 * (1 - phones['pretrained'] / best):.0f} % fewer mistakes, "
+        f"{100 * abs(1 - change):.0f} % {'fewer' if change <= 1 else 'more'} mistakes, "
         f"in {summary['seconds']:.0f} seconds.\n"
         f"Plots and numbers: {directory}\n\nNext:\n"
         f"  ossicle pretrain experiment=best_rq_tiny data.shards={shards}\n"
