@@ -9,8 +9,11 @@ import pytest
 from safetensors.torch import load_file
 
 from ossicle.core.files import read_json
+from ossicle.launch.config import compose
+from ossicle.launch.prepare import task
 from tests.launch.slurm_cluster import slurm_cluster, wait_until
 from tests.launch.test_loggers import rows
+from tests.launch.test_prepare import contents
 from tests.launch.toy import ENVIRONMENT, TOY, command, single_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -81,6 +84,33 @@ def test_a_job_that_must_go_saves_is_requeued_and_ends_with_the_weights_of_one_n
     ours, theirs = (load_file(found / "encoder.safetensors") for found in (place, whole))
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() for key in ours)
+
+
+SMALL_CORPUS = ("corpus=synthetic", "corpus.hours=0.02", "corpus.num_voices=8", "shard_s=10", "workers=1")
+SCRIPT = Path(__file__).parents[2] / "slurm" / "prepare.sbatch"
+
+
+@pytest.mark.parametrize("how", ["launcher", "sbatch"])
+def test_an_array_of_jobs_prepares_the_bytes_that_one_process_prepares(
+    how: str, tmp_path: Path, cluster: Mapping[str, str]
+) -> None:
+    if how == "launcher":
+        on_cluster = ("cluster=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=20")
+        ran = subprocess.run(
+            command("prepare", *SMALL_CORPUS, *on_cluster, "parts=3", f"output={tmp_path / 'parts'}"),
+            cwd=tmp_path, env={**ENVIRONMENT, **cluster}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+    else:
+        job = ask(
+            cluster, "sbatch", "--parsable", "--array=0-2", "--cpus-per-task=1", f"--chdir={SCRIPT.parents[1]}",
+            f"--output={tmp_path}/%A_%a.out", str(SCRIPT), *SMALL_CORPUS, f"output={tmp_path / 'parts'}",
+        ).strip()  # fmt: skip
+        wait_until("the array's end", lambda: not ask(cluster, "squeue", "-h", "-j", job).strip(), timeout_s=300)
+        said = "".join(file.read_text() for file in tmp_path.glob("*.out"))
+        assert (tmp_path / "parts" / "dataset.json").is_file(), said
+    task(compose("prepare", [*SMALL_CORPUS, f"output={tmp_path / 'one'}"]))
+    assert contents(tmp_path / "parts") == contents(tmp_path / "one")
 
 
 def steps(runs: Path) -> int:
