@@ -32,6 +32,7 @@ SENSELESS = {
         "wav2vec2_tiny", PROGRESSIVE, "the encoder shortens: its frames lie on", "frontend"),
     "frames between the target's frames": (
         "best_rq_tiny", ("target.hop_ms=15",), "target.hop_ms", "divides the frontend's stride"),
+    "an encoder without blocks": ("best_rq_tiny", ("encoder.num_layers=0",), "encodes nothing", "one block"),
     "a layer that is not there": (
         "fast_hubert_tiny", ("objective.layers=[7]",), "no layer 7", "from 1 to"),
 }  # fmt: skip

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ossicle.core.batch import EncoderOutput, Frames, PackedOutput
+from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.frontend.base import Frontend
@@ -25,6 +26,9 @@ class Backbone(SpeechEncoder):
         input_dropout: Dropout of embedded frames.
         spec_augment: Builds what hides frames and bands of normalised features in training, from ``feature_dim``; None
             hides nothing. Features that an objective takes as its target, before they are embedded, stay whole.
+
+    Raises:
+        ConfigError: The encoder has no block.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class Backbone(SpeechEncoder):
         spec_augment: SpecAugmentFactory | None = None,
     ) -> None:
         super().__init__()
+        if encoder.num_layers < 1:
+            raise ConfigError(f"encoder.num_layers = {encoder.num_layers} encodes nothing", "give it one block or more")
         self.frontend = frontend
         self.norm = nn.LayerNorm(frontend.dim)
         self.project = nn.Linear(frontend.dim, encoder.input_dim)
