@@ -20,7 +20,7 @@ from ossicle.launch.bench_step import check_parts
 from ossicle.launch.config import compose, groups
 from ossicle.launch.experiment import resolved
 from ossicle.system.build import build
-from tests.launch.toy import TOY, ossicle
+from tests.launch.toy import TOY, on, ossicle, shrunk
 
 WORK = StepWork(batch=2, samples=16_000, rate_hz=16_000, device="cpu", threads=1, seed=3, warmup=0)
 TINY = [name for name in groups()["experiment"] if name.endswith("_tiny")]
@@ -29,7 +29,8 @@ WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::
 
 
 def toy(experiment: str, *overrides: str) -> dict[str, object]:
-    return resolved(compose("pretrain", [f"experiment={experiment}", "data.shards=null", *SIZES, *overrides]))
+    data = on("null", experiment)[:1]  # of one dataset or of a mixture; none is read
+    return shrunk(resolved(compose("pretrain", [f"experiment={experiment}", *data, *SIZES, *overrides])))
 
 
 class Slow(Subject):
@@ -121,7 +122,8 @@ def test_a_step_on_a_gpu_never_makes_the_host_wait(experiment: str) -> None:
 
 
 def test_classes_are_those_of_the_last_run_of_the_chain() -> None:
-    bare = BareStep(toy("hubert_base", "frontend.convolutions=[[8,10,5],[8,8,64]]"), WORK)
+    thin = ("frontend.convolutions=[[8,10,5],[8,64,64]]", "data.shards=null", *SIZES)
+    bare = BareStep(resolved(compose("pretrain", ["experiment=hubert_base", *thin])), WORK)
     labels = bare.batch.labels_BT
     assert labels is not None
     assert bare.system.objective.target.num_classes == 500
