@@ -167,13 +167,14 @@ def test_parts_that_do_not_fit_are_refused_before_a_process_starts() -> None:
 
 def test_the_bench_measures_compositions_beside_each_other(tmp_path: Path) -> None:
     ran = ossicle(
-        "bench", "step", 'experiments=[hubert_tiny,"best_rq_tiny mixer=rotary"]', *SIZES[:-1], "batch=2", "crop_s=1",
-        "steps=2", "rounds=2", "precision=32-true", "out=records.json", cwd=tmp_path,
+        "bench", "step", 'experiments=[hubert_tiny,"best_rq_tiny mixer=rotary",xlsr_tiny]', *SIZES[:-1],
+        "batch=2", "crop_s=1", "steps=2", "rounds=2", "precision=32-true", "out=records.json", cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    first, second = json.loads((tmp_path / "records.json").read_text())
+    first, second, on_a_mixture = json.loads((tmp_path / "records.json").read_text())
     assert [first["experiment"], second["experiment"]] == ["hubert_tiny", "best_rq_tiny mixer=rotary"]
     assert first["ratio"] == 1
+    assert on_a_mixture["audio_s_per_s"] > 0
     assert second["ratio"] == pytest.approx(second["audio_s_per_s"] / first["audio_s_per_s"])
     assert len(first["rounds"]) == 2
     assert first["precision"] == "float32"

@@ -103,7 +103,8 @@ def composed(config: Config) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f"there is no experiment {name!r}{nearest(name, known)}", f"choose from: {', '.join(known)}"
             )
-        parts = [f"experiment={name}", "data.shards=null", f"cluster.accelerator={config['device']}"]
+        # nothing is read: an experiment on a mixture of corpora is measured as one on a single dataset
+        parts = [f"experiment={name}", "data=shards", "data.shards=null", f"cluster.accelerator={config['device']}"]
         found[str(entry)] = resolved(compose("pretrain", [*parts, *overrides, *own]))
     return found
 

