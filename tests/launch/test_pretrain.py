@@ -80,7 +80,8 @@ def test_the_cost_card_says_how_each_figure_was_obtained(uninterrupted: Path) ->
         "gpu_hours", "wall_s", "audio_hours", "audio_s_per_s", "padding_fraction", "data_wait_fraction", "mfu",
         "peak_memory_bytes", "energy_kwh", "co2e_kg", "params", "macs_per_audio_s",
     } <= card.keys()  # fmt: skip
-    assert card["audio_hours"]["value"] == pytest.approx(40 * 4 / 3600)
+    # 40 steps of 4 s each, to the nearest number of crops of the length that the shapes' optimiser chose
+    assert card["audio_hours"]["value"] == pytest.approx(40 * 4 / 3600, rel=0.25)
     assert card["padding_fraction"]["value"] == 0
     assert card["co2e_kg"]["value"] is None
 
