@@ -1,5 +1,6 @@
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ossicle.launch.config import compose
 from ossicle.launch.experiment import build_on_meta, resolved
 from ossicle.meter.flops import count_macs
 from tests.launch.toy import ossicle as run_ossicle
+from tests.lazy import forget_lazy_modules
 
 WORK = StepWork(batch=2, samples=16_000, rate_hz=16_000, device="cpu", threads=1, seed=3, warmup=0)
 SMALL = {
@@ -31,6 +33,12 @@ PEERS = [
     (transformers.hubert, WAVE), (transformers.hubert, MEL), (transformers.wav2vec2, WAVE), (torchaudio.hubert, WAVE),
     (torchaudio.hubert, MEL), (speechbrain.wav2vec2, WAVE), (ossicle.hubert, WAVE), (ossicle.hubert, MEL),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_lazy_modules_stay() -> Iterator[None]:
+    yield
+    forget_lazy_modules()
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

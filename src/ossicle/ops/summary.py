@@ -1,6 +1,5 @@
 """Means of frames in linear time: over a row, up to the end of each frame's chunk, or fading with distance."""
 
-import math
 from typing import Final
 
 import torch
@@ -79,13 +78,13 @@ def decaying_sum(x_BTD: Float[Tensor, "B T D"], decay: float) -> Float[Tensor, "
 
     Args:
         x_BTD: Frames, shape (B, T, D).
-        decay: Between 0 and 1.
+        decay: From 0 to 1; that of whole blocks may be too small for a float.
     """
     num_frames = x_BTD.shape[1]
     block = min(BLOCK, num_frames)
     places = torch.arange(block, device=x_BTD.device)
     distances = places[:, None] - places
-    weights = torch.exp(math.log(decay) * distances.clamp(min=0).to(torch.float64)).tril().to(x_BTD.dtype)
+    weights = torch.pow(decay, distances.clamp(min=0).to(torch.float64)).tril().to(x_BTD.dtype)
     if num_frames == block:
         with without_autocast(x_BTD):
             return weights @ x_BTD
@@ -93,7 +92,7 @@ def decaying_sum(x_BTD: Float[Tensor, "B T D"], decay: float) -> Float[Tensor, "
     with without_autocast(x_BTD):
         within_BNCD = weights @ blocks_BNCD
     ends_BND = decaying_sum(within_BNCD[:, :-1, -1], decay**block)
-    fading_C1 = torch.exp(math.log(decay) * (places + 1).to(torch.float64)).to(x_BTD.dtype)[:, None]
+    fading_C1 = torch.pow(decay, (places + 1).to(torch.float64)).to(x_BTD.dtype)[:, None]
     carried_BND = functional.pad(ends_BND, (0, 0, 1, 0))
     return (within_BNCD + fading_C1 * carried_BND[:, :, None]).flatten(1, 2)[:, :num_frames]
 
