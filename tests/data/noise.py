@@ -49,10 +49,10 @@ def run(
     )
 
 
-def run_part(output: Path, part: int, parts: int, corpus: Corpus | None = None, session: str | None = None) -> bool:
+def run_part(output: Path, part: int, parts: int, corpus: Corpus | None = None, array: str | None = None) -> bool:
     """One task's share; tells whether it wrote the card."""
     preparation = Preparation(corpus or Noise(), output, shard_s=4, max_bad_fraction=0.1)
-    return preparation.run(Share(part, parts, session), workers=1) is not None
+    return preparation.run(Share(part, parts, array), workers=1) is not None
 
 
 def contents(output: Path) -> dict[str, bytes]:

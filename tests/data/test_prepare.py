@@ -71,15 +71,15 @@ class Counting(Noise):
         yield from super().sources()
 
 
-def test_tasks_of_one_session_list_the_corpus_once(tmp_path: Path) -> None:
+def test_tasks_of_one_array_list_the_corpus_once(tmp_path: Path) -> None:
     Counting.listed = 0
     for part in range(3):
-        run_part(tmp_path / "data", part, 3, Counting(), session="7")
+        run_part(tmp_path / "data", part, 3, Counting(), array="7")
     assert Counting.listed == 1
     run(Noise(), tmp_path / "plain")
     assert contents(tmp_path / "data") == contents(tmp_path / "plain")
     for part in range(2):
-        run_part(tmp_path / "other", part, 3, Counting(), session=f"{part}")
+        run_part(tmp_path / "other", part, 3, Counting(), array=f"{part}")
     assert Counting.listed == 3
 
 

@@ -87,7 +87,7 @@ def test_without_locks_two_processes_do_the_same_twice_and_end_with_the_same_byt
 def test_parts_that_run_at_once_write_one_card(tmp_path: Path) -> None:
     run(Noise(), tmp_path / "alone")
     processes = [
-        start_process(tmp_path / "parts", f"run_part(output, {part}, 3, Noise(wait_s=0.02), session='a')")
+        start_process(tmp_path / "parts", f"run_part(output, {part}, 3, Noise(wait_s=0.02), array='a')")
         for part in range(3)
     ]
     assert [process.wait() for process in processes] == [0, 0, 0]

@@ -95,7 +95,7 @@ def trained(urls: list[str], sessions: list[Session], **changes: object) -> tupl
                 states = [data.state_dict() for data in ranks]
                 saved = states[0] | {"streams": merge([state["streams"] for state in states])}  # ty: ignore[invalid-argument-type]
         assert len(set(positions)) == len(positions)
-        for rank, loader in enumerate(loaders):  # what was read ahead dies with the session
+        for rank, loader in enumerate(loaders):  # what was read ahead is lost with the killed processes
             with as_rank(rank, session.ranks):
                 list(islice(loader, session.ahead))
     assert saved["position"] == sum(s.ranks * max(0, s.steps - s.lost) for s in sessions)

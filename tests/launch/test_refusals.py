@@ -27,7 +27,7 @@ SENSELESS = {
     "labels for several sources": (
         "mhubert_tiny", ("data.sources={a:{shards:x},b:{shards:y}}",), "not those of another", "labels"),
     "an encoder that shortens under masks": (
-        "best_rq_tiny", PROGRESSIVE, "the encoder shortens: classes lie on", "frontend"),
+        "best_rq_tiny", PROGRESSIVE, "the encoder shortens: its frames lie on", "frontend"),
     "an encoder that shortens under a contrastive loss": (
         "wav2vec2_tiny", PROGRESSIVE, "the encoder shortens: its frames lie on", "frontend"),
     "frames between the target's frames": (

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from ossicle.meter.flops import macs_of_audio, macs_per_audio_s, meta_twin, peak_flops
+from ossicle.meter.flops import macs_of_audio, macs_or_reason, macs_per_audio_s, meta_twin, peak_flops
 
 DIM, HEADS, KERNEL, STRIDE = 16, 4, 400, 320
 
@@ -46,7 +46,18 @@ def test_compiled_blocks_are_counted_too() -> None:
 def test_macs_a_second_weigh_lengths_by_how_often_they_came() -> None:
     crops = {16_000: 3, 32_000: 1}
     wanted = (3 * macs_by_hand(16_000) + macs_by_hand(32_000)) / 5
-    assert macs_per_audio_s(Small(), crops, 16_000) == pytest.approx(wanted)
+    macs = {num_samples: macs_of_audio(Small(), num_samples) for num_samples in crops}
+    assert macs_per_audio_s(macs, crops, 16_000) == pytest.approx(wanted)
+
+
+def test_a_model_that_does_not_run_on_the_meta_device_says_so() -> None:
+    class Reading(Small):
+        @override
+        def forward(self, waveform_BS: Tensor) -> Tensor:
+            return super().forward(waveform_BS * waveform_BS.sum().item())
+
+    assert macs_or_reason(Small(), 16_000) == macs_by_hand(16_000)
+    assert "does not run on the meta device: Tensor.item()" in str(macs_or_reason(Reading(), 16_000))
 
 
 def test_a_meta_twin_takes_no_memory_and_leaves_the_model_as_it_was() -> None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from ossicle.core.files import read_json, write_json
 from ossicle.meter.cost import CostFacts, CostTotals, make_card
 from ossicle.meter.energy import EnergyCounter
-from ossicle.meter.flops import macs_of_audio, peak_flops
+from ossicle.meter.flops import macs_or_reason, macs_per_audio_s, peak_flops
 from ossicle.system.pretraining import Pretraining
 from ossicle.system.watcher import Watcher
 
@@ -109,14 +109,12 @@ class CostMeter(Watcher):
         crops = system.throughput.crops
         if not crops:
             return "no batch was seen"
-        try:
-            for num_samples in crops.keys() - self._macs.keys():
-                self._macs[num_samples] = macs_of_audio(system.model, num_samples)
-        except (RuntimeError, NotImplementedError) as error:
-            return f"the model does not run on the meta device: {str(error).splitlines()[0]}"
-        macs = sum(rows * self._macs[num_samples] for num_samples, rows in crops.items())
-        samples = sum(rows * num_samples for num_samples, rows in crops.items())
-        return macs * system.model.clock.rate_hz / samples
+        for num_samples in crops.keys() - self._macs.keys():
+            macs = macs_or_reason(system.model, num_samples)
+            if isinstance(macs, str):
+                return macs
+            self._macs[num_samples] = macs
+        return macs_per_audio_s(self._macs, crops, system.model.clock.rate_hz)
 
     def write(self, trainer: Trainer, system: LightningModule) -> None:
         """Write cost.json and the sums behind it."""

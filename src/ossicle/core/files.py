@@ -28,9 +28,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Generator[IO[Any]]:
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
         Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    finally:
+        Path(name).unlink(missing_ok=True)  # nothing stands there once it has its own name
 
 
 def write_json(path: Path, value: object) -> None:

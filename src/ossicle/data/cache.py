@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -89,13 +89,11 @@ class ShardCache:
     def scratch(self, fill: Fill) -> BinaryIO:
         """A file without a name in the folder, filled: it is gone when it is closed. For what must be on a disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  the caller closes it
-        try:
+        with ExitStack() as until_filled:
+            file = until_filled.enter_context(tempfile.TemporaryFile(dir=self.folder))
             fill(file)
             file.flush()
-        except BaseException:
-            file.close()
-            raise
+            until_filled.pop_all()  # the caller closes it
         return file
 
     def drop(self, key: str) -> None:
@@ -120,9 +118,8 @@ class ShardCache:
                 _check_size(file, size, path)
                 descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
                 name.replace(path)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
+        finally:
+            name.unlink(missing_ok=True)  # nothing stands there once it has its own name
         return descriptor
 
     def _reserve(self, path: Path, size: int) -> tuple[Path, BinaryIO] | None:

@@ -32,7 +32,7 @@ from ossicle.data.workers import LOCK, run_jobs
 
 __all__ = ["Preparation", "Share", "prepare", "verify"]
 
-SESSION_NAME = "session.json"
+ARRAY_NAME = "array.json"
 _PLAN_CLAIM, _CARD_CLAIM = 2**40, 2**40 + 1  # above any job's number
 _STALE_S = 3600.0
 _LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Share:
     Args:
         part: This task's number, from 0.
         parts: How many tasks there are.
-        session: What the tasks that were started together have in common, and no other does: the first of them lists
+        array: What the tasks that were started together have in common, and no other does: the first of them lists
             the corpus for all. None lists it anew.
 
     Raises:
@@ -54,7 +54,7 @@ class Share:
 
     part: int = 0
     parts: int = 1
-    session: str | None = None
+    array: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a part that is none."""
@@ -146,7 +146,7 @@ class Preparation:
                 raise
             if self._is_complete(plan):
                 _LOG.info("%s is complete", self.output)
-                (self.output / PLANS / SESSION_NAME).unlink(missing_ok=True)
+                (self.output / PLANS / ARRAY_NAME).unlink(missing_ok=True)
                 return read_summary(self.output)
             jobs_of = Counter(job.split for job in plan.jobs())
             _remove_stale_parts(self._folders(jobs_of))
@@ -154,19 +154,19 @@ class Preparation:
             return self._finish(plan, jobs_of)
 
     def _plan(self, share: Share) -> JobPlan:
-        """List the corpus, or take the list that another task of the session has made."""
+        """List the corpus, or take the list that another task of the array has made."""
         folder = self.output / PLANS
         corpus = (self.corpus.name, self.corpus.treatment)
-        key = hash_json([FORMAT, share.session, corpus, self.codec.name, self.shard_s], length=32)
+        key = hash_json([FORMAT, share.array, corpus, self.codec.name, self.shard_s], length=32)
         with Claims(self.output / LOCK) as claims, claims.hold(_PLAN_CLAIM, wait=True):
-            if share.session is not None and (found := _read_session(folder, key)) is not None:
+            if share.array is not None and (found := _read_array(folder, key)) is not None:
                 return found
             _LOG.info("listing the corpus %s", self.corpus.name)
             plan = make_plan(self.corpus, folder, shard_s=self.shard_s, audio_format=self.codec.name)
             _LOG.info("%s sources in %s shards", f"{plan.num_sources:,}", f"{plan.num_jobs:,}")
-            if share.session is not None:
+            if share.array is not None:
                 facts = {"key": key, "plan": plan.fingerprint, "jobs": plan.num_jobs, "sources": plan.num_sources}
-                write_json(folder / SESSION_NAME, facts)
+                write_json(folder / ARRAY_NAME, facts)
             return plan
 
     def _leave_nothing(self) -> None:
@@ -283,10 +283,10 @@ class _UnfinishedError(Exception):
     """A job that is not done; its name is the message."""
 
 
-def _read_session(folder: Path, key: str) -> JobPlan | None:
-    """The plan that the session's first task made, if there is one."""
+def _read_array(folder: Path, key: str) -> JobPlan | None:
+    """The plan that the array's first task made, if there is one."""
     try:
-        facts = read_json(folder / SESSION_NAME)
+        facts = read_json(folder / ARRAY_NAME)
         plan = JobPlan(folder / f"{facts['plan']}.jsonl", facts["plan"], facts["jobs"], facts["sources"])
         return plan if facts["key"] == key and plan.path.is_file() else None
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or another's: the corpus is listed anew

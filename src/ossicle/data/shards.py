@@ -6,7 +6,7 @@ import io
 import struct
 import tarfile
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -118,6 +118,11 @@ class ShardWriter:
         """Write the tar's end."""
         self._tar.close()
 
+    def abandon(self) -> None:
+        """Close the tar whatever becomes of it; nothing happens where it is closed."""
+        with suppress(OSError):
+            self._tar.close()
+
 
 @contextmanager
 def open_shard(path: Path, codec: Codec | None = None) -> Generator[ShardWriter]:
@@ -130,16 +135,12 @@ def open_shard(path: Path, codec: Codec | None = None) -> Generator[ShardWriter]
     Raises:
         DataError: The disk is full; nothing half-written is left.
     """
-    with naming_full_disk(path), atomic_write(path) as file:
+    with naming_full_disk(path), atomic_write(path) as file, ExitStack() as half_written:
         writer = ShardWriter(file, codec)
-        try:
-            yield writer
-            writer.close()
-        except BaseException:
-            # what is half-written goes; left open, the tar would write to a closed file when it is collected
-            with suppress(OSError):
-                writer.close()
-            raise
+        # left open, the tar would write to a closed file when it is collected
+        half_written.callback(writer.abandon)
+        yield writer
+        writer.close()
 
 
 def remove_parts(folder: Path) -> None:

@@ -66,8 +66,8 @@ def share_of(part: int | None, parts: int) -> "Share":
     if part is None and parts > 1:
         problem = f"parts={parts} and no part: which of them is to be done?"
         raise ConfigError(problem, f"add -m for all of them, or cluster=slurm, or state one from part=0 to {parts - 1}")
-    session = environment.get("SLURM_ARRAY_JOB_ID", environment.get("SLURM_JOB_ID"))
-    return Share(part or 0, parts, session if parts > 1 else None)
+    array = environment.get("SLURM_ARRAY_JOB_ID", environment.get("SLURM_JOB_ID"))
+    return Share(part or 0, parts, array if parts > 1 else None)
 
 
 def num_cores() -> int:

@@ -61,13 +61,21 @@ def macs_of_audio(model: nn.Module, num_samples: int) -> int:
     return count_macs(lambda: twin(waveform_BS))
 
 
-def macs_per_audio_s(model: nn.Module, crops: Mapping[int, int], rate_hz: int) -> float:
+def macs_or_reason(model: nn.Module, num_samples: int) -> int | str:
+    """:func:`macs_of_audio`, or why they cannot be counted: a kernel without a meta implementation, for one."""
+    try:
+        return macs_of_audio(model, num_samples)
+    except RuntimeError as error:
+        return f"the model does not run on the meta device: {str(error).splitlines()[0]}"
+
+
+def macs_per_audio_s(macs: Mapping[int, int], crops: Mapping[int, int], rate_hz: int) -> float:
     """Multiply-accumulates a second of audio, over the lengths that a run really saw.
 
     Args:
-        model: Takes waveforms of shape (B, S).
+        macs: Multiply-accumulates of one waveform of each length in samples.
         crops: Rows of each length in samples.
         rate_hz: Samples a second.
     """
-    macs = sum(rows * macs_of_audio(model, num_samples) for num_samples, rows in crops.items())
-    return macs * rate_hz / sum(rows * num_samples for num_samples, rows in crops.items())
+    total = sum(rows * macs[num_samples] for num_samples, rows in crops.items())
+    return total * rate_hz / sum(rows * num_samples for num_samples, rows in crops.items())

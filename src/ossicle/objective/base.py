@@ -1,11 +1,17 @@
-"""The contract of an objective."""
+"""The contract of an objective, and what objectives share that mask frames."""
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import override
 
 from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.errors import ConfigError
+from ossicle.core.seeds import generator
+from ossicle.core.shapes import Float, Int64
+from ossicle.layer.mask import Mask
 from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.ops.masking import mask_indices
 
 
 class Objective(nn.Module, ABC):
@@ -49,3 +55,65 @@ class Objective(nn.Module, ABC):
             seed: The run's seed; with ``batch.position`` it determines masks and negatives.
             step: Optimiser steps taken so far; drives schedules inside the objective. A host integer.
         """
+
+
+class MaskingObjective(Objective):
+    """Hides spans of the frontend's frames, and compares what the encoder makes of their places.
+
+    Attributes:
+        mask_start_probability: Probability that a frame starts a masked span.
+        mask_length: Frames of a span.
+    """
+
+    mask_start_probability: float
+    mask_length: int
+
+    @override
+    def adopt(self, model: SpeechEncoder) -> None:
+        if model.clock != model.feature_clock:
+            raise ConfigError(
+                f"the encoder shortens: its frames lie on {model.clock}, the masked ones on {model.feature_clock}",
+                "choose an encoder that keeps the frame rate (transformer, conformer, squeezed, hierarchical), or"
+                " shorten in the frontend (logmel_conv)",
+            )
+
+    def draw_masks(self, model: SpeechEncoder, batch: Batch, *, seed: int, clones: int = 1) -> Int64[Tensor, "R M"]:
+        """Masked frames of each row, as many in each: those of a row's clones lie next to each other, R = B * clones.
+
+        Args:
+            model: Says how many frames a crop has.
+            batch: Crops of one length; its position determines the masks.
+            seed: The run's seed.
+            clones: Maskings of each row.
+        """
+        rows, samples = batch.waveform_BS.shape
+        return mask_indices(
+            rows * clones,
+            model.feature_clock.num_frames(samples),
+            start_probability=self.mask_start_probability,
+            length=self.mask_length,
+            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
+        )
+
+
+def embed_masked(
+    mask: Mask,
+    model: SpeechEncoder,
+    normalised_BTC: Float[Tensor, "B T C"],
+    masked_BM: Int64[Tensor, "B M"],
+    batch: Batch,
+    *,
+    seed: int,
+) -> Float[Tensor, "B T D"]:
+    """Embedded frames of which the masked ones say nothing.
+
+    Args:
+        mask: What stands in their place.
+        model: Embeds frames.
+        normalised_BTC: What the model's ``normalise`` returned.
+        masked_BM: Masked frames of each row.
+        batch: Its position determines the mask's noise.
+        seed: The run's seed.
+    """
+    noise = generator(seed, batch.position, 0, "mask_noise", normalised_BTC.device)
+    return mask(model.embed, normalised_BTC, masked_BM, noise)

@@ -13,14 +13,14 @@ from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.projection import ProjectionFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import Objective
+from ossicle.objective.base import MaskingObjective, embed_masked
 from ossicle.ops.losses import contrastive_logits, diversity_loss, feature_penalty, frame_deviation
-from ossicle.ops.masking import gather_frames, mask_indices
+from ossicle.ops.masking import gather_frames
 from ossicle.ops.negatives import sample_negatives
 from ossicle.target.base import Quantised, QuantisedTarget
 
 
-class Contrastive(Objective):
+class Contrastive(MaskingObjective):
     """Picks the quantised frame that was masked among quantised frames that were masked elsewhere in the utterance.
 
     loss sum = cross entropy summed over the B * M masked frames
@@ -81,24 +81,9 @@ class Contrastive(Objective):
         self.project_quantised = projection(target.dim, final_dim)
 
     @override
-    def adopt(self, model: SpeechEncoder) -> None:
-        if model.clock != model.feature_clock:
-            raise ConfigError(
-                f"the encoder shortens: its frames lie on {model.clock}, the quantised ones on {model.feature_clock}",
-                "choose an encoder that keeps the frame rate (transformer, conformer, squeezed, hierarchical), or"
-                " shorten in the frontend (logmel_conv)",
-            )
-
-    @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
         rows, samples = batch.waveform_BS.shape
-        masked_BM = mask_indices(
-            rows,
-            model.feature_clock.num_frames(samples),
-            start_probability=self.mask_start_probability,
-            length=self.mask_length,
-            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
-        )
+        masked_BM = self.draw_masks(model, batch, seed=seed)
         if masked_BM.shape[1] < 2:
             raise DataError(
                 f"crops of {samples} samples have {masked_BM.shape[1]} masked frame(s), and no other to tell it from",
@@ -136,8 +121,8 @@ class Contrastive(Objective):
         normalised_BTC = model.normalise(features_BTC)
         hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
         quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
-        noise = generator(seed, batch.position, 0, "mask_noise", normalised_BTC.device)
-        encoded_BTD = model.encode(self.mask(model.embed, normalised_BTC, masked_BM, noise)).last_BTD
+        embedded_BTD = embed_masked(self.mask, model, normalised_BTC, masked_BM, batch, seed=seed)
+        encoded_BTD = model.encode(embedded_BTD).last_BTD
         loss_sum, logs = self.tell_apart(encoded_BTD, quantised, masked_BM, negatives_BMN)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         logs["objective/output_std"] = Mean(count * frame_deviation(encoded_BTD), count)

@@ -9,10 +9,10 @@ from typing_extensions import override
 from ossicle.core.batch import Batch, ObjectiveOutput
 from ossicle.core.errors import ConfigError
 from ossicle.core.metrics import CodeUse, Mean, Metric
-from ossicle.core.seeds import generator
 from ossicle.core.shapes import Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.objective.base import embed_masked
 from ossicle.objective.contrastive import Contrastive
 from ossicle.ops.codes import count_groups
 from ossicle.ops.losses import feature_penalty, frame_deviation
@@ -109,8 +109,8 @@ class ContrastiveMasked(Contrastive):
         normalised_BTC = model.normalise(features_BTC)
         hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
         quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
-        noise = generator(seed, batch.position, 0, "mask_noise", normalised_BTC.device)
-        encoded = model.encode(self.mask(model.embed, normalised_BTC, masked_BM, noise), layers=True)
+        embedded_BTD = embed_masked(self.mask, model, normalised_BTC, masked_BM, batch, seed=seed)
+        encoded = model.encode(embedded_BTD, layers=True)
         contrastive, told = self.tell_apart(encoded.layers[self.contrastive_layer], quantised, masked_BM, negatives_BMN)
         count = contrastive.new_full((), float(masked_BM.numel()))
         logs: dict[str, Metric] = {**told, "objective/accuracy_contrastive": told["objective/accuracy_masked"]}

@@ -11,18 +11,17 @@ from typing_extensions import override
 from ossicle.core.batch import Batch, EncoderOutput, ObjectiveOutput
 from ossicle.core.errors import ConfigError
 from ossicle.core.metrics import CodeUse, Mean, Metric
-from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import Objective
+from ossicle.objective.base import MaskingObjective, embed_masked
 from ossicle.ops.codes import count_groups
 from ossicle.ops.losses import frame_deviation
-from ossicle.ops.masking import gather_frames, mask_indices, unmasked_indices
+from ossicle.ops.masking import gather_frames, unmasked_indices
 from ossicle.target.online_codebook import OnlineCodebook
 
 
-class MaskedCodebooks(Objective):
+class MaskedCodebooks(MaskingObjective):
     """Predicts the code of every masked frame in each of the teacher's layers; subclasses say from what.
 
     loss sum = cross entropy, averaged over the codebooks and summed over masked frames (and over the others, times
@@ -75,10 +74,7 @@ class MaskedCodebooks(Objective):
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
-        if model.clock != model.feature_clock:
-            raise ConfigError(
-                "the encoder shortens, and masks are on the frontend's frames", "choose another encoder or objective"
-            )
+        super().adopt(model)
         self.target.adopt(model)
 
     @override
@@ -87,15 +83,7 @@ class MaskedCodebooks(Objective):
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
-        rows, samples = batch.waveform_BS.shape
-        masked_BM = mask_indices(
-            rows,
-            model.feature_clock.num_frames(samples),
-            start_probability=self.mask_start_probability,
-            length=self.mask_length,
-            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
-        )
-        return self.predict(model, batch, masked_BM, seed=seed)
+        return self.predict(model, batch, self.draw_masks(model, batch, seed=seed), seed=seed)
 
     def predict(
         self, model: SpeechEncoder, batch: Batch, masked_BM: Int64[Tensor, "B M"], *, seed: int
@@ -110,8 +98,7 @@ class MaskedCodebooks(Objective):
         """
         features_BTC = model.local(batch.waveform_BS).features_BTC
         wanted_KBT = self.target.codes(batch, features_BTC)
-        noise = generator(seed, batch.position, 0, "mask_noise", features_BTC.device)
-        embedded_BTD = self.mask(model.embed, model.normalise(features_BTC), masked_BM, noise)
+        embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
         encoded = model.encode(embedded_BTD, layers=True)
         loss_sum, right, predicted_KP, chosen_KP = self._classify(encoded, wanted_KBT, masked_BM)
         count = loss_sum.new_full((), float(masked_BM.numel()))

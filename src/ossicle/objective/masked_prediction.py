@@ -11,19 +11,18 @@ from typing_extensions import override
 from ossicle.core.batch import Batch, EncoderOutput, ObjectiveOutput
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.metrics import CodeUse, Mean, Metric
-from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.heads import Head, HeadFactory
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import Objective
+from ossicle.objective.base import MaskingObjective, embed_masked
 from ossicle.ops.codes import count_codes
 from ossicle.ops.losses import feature_penalty, frame_deviation
-from ossicle.ops.masking import gather_frames, mask_indices, unmasked_indices
+from ossicle.ops.masking import gather_frames, unmasked_indices
 from ossicle.target.base import DiscreteTarget
 
 
-class MaskedPrediction(Objective):
+class MaskedPrediction(MaskingObjective):
     """Predicts the class of every masked frame from what surrounds it.
 
     loss sum = masked_weight * cross entropy summed over masked frames
@@ -82,25 +81,8 @@ class MaskedPrediction(Objective):
         self.penalty_weight = penalty_weight
 
     @override
-    def adopt(self, model: SpeechEncoder) -> None:
-        if model.clock != model.feature_clock:
-            raise ConfigError(
-                f"the encoder shortens: classes lie on {model.clock}, masks on the frontend's {model.feature_clock}",
-                "choose an encoder that keeps the frame rate (transformer, conformer, squeezed, hierarchical), or"
-                " shorten in the frontend (logmel_conv)",
-            )
-
-    @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
-        rows, samples = batch.waveform_BS.shape
-        masked_BM = mask_indices(
-            rows,
-            model.feature_clock.num_frames(samples),
-            start_probability=self.mask_start_probability,
-            length=self.mask_length,
-            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
-        )
-        return self.predict(model, batch, masked_BM, seed=seed)
+        return self.predict(model, batch, self.draw_masks(model, batch, seed=seed), seed=seed)
 
     def predict(
         self, model: SpeechEncoder, batch: Batch, masked_BM: Int64[Tensor, "B M"], *, seed: int
@@ -125,8 +107,7 @@ class MaskedPrediction(Objective):
                 f"the target has labels of shape {tuple(labels_BT.shape)} for frames {tuple(features_BTC.shape[:2])}",
                 "make the labels with the clock of this model's frontend",
             )
-        noise = generator(seed, batch.position, 0, "mask_noise", features_BTC.device)
-        embedded_BTD = self.mask(model.embed, model.normalise(features_BTC), masked_BM, noise)
+        embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
         # asked for only where they are read: keeping every layer's output costs memory
         output = model.encode(embedded_BTD, layers=True) if self.reads_layers else model.encode(embedded_BTD)
 

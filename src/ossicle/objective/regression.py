@@ -8,18 +8,17 @@ from typing_extensions import override
 from ossicle.core.batch import Batch, ObjectiveOutput
 from ossicle.core.errors import ConfigError
 from ossicle.core.metrics import Mean, Metric
-from ossicle.core.seeds import generator
 from ossicle.core.shapes import Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import Objective
+from ossicle.objective.base import MaskingObjective, embed_masked
 from ossicle.ops.losses import frame_deviation, regression_loss
-from ossicle.ops.masking import gather_frames, mask_indices, unmasked_indices
+from ossicle.ops.masking import gather_frames, unmasked_indices
 from ossicle.target.base import Teacher
 
 
 @final
-class Regression(Objective):
+class Regression(MaskingObjective):
     """Predicts what a teacher that hears everything makes of the frames that the student does not hear.
 
     loss sum = over masked frames (and over the others, times ``unmasked_weight``), the squared distance of prediction
@@ -65,10 +64,7 @@ class Regression(Objective):
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
-        if model.clock != model.feature_clock:
-            raise ConfigError(
-                "the encoder shortens, and masks are on the frontend's frames", "choose another encoder or objective"
-            )
+        super().adopt(model)
         self.target.adopt(model)
 
     @override
@@ -77,15 +73,7 @@ class Regression(Objective):
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
-        rows, samples = batch.waveform_BS.shape
-        masked_BM = mask_indices(
-            rows,
-            model.feature_clock.num_frames(samples),
-            start_probability=self.mask_start_probability,
-            length=self.mask_length,
-            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
-        )
-        return self.regress(model, batch, masked_BM, seed=seed)
+        return self.regress(model, batch, self.draw_masks(model, batch, seed=seed), seed=seed)
 
     def regress(
         self, model: SpeechEncoder, batch: Batch, masked_BM: Int64[Tensor, "B M"], *, seed: int
@@ -100,8 +88,7 @@ class Regression(Objective):
         """
         features_BTC = model.local(batch.waveform_BS).features_BTC
         wanted_BTD = self.target(batch, features_BTC)
-        noise = generator(seed, batch.position, 0, "mask_noise", features_BTC.device)
-        embedded_BTD = self.mask(model.embed, model.normalise(features_BTC), masked_BM, noise)
+        embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
         encoded_BTD = model.encode(embedded_BTD).last_BTD
         predicted_BMD = self.predict(gather_frames(encoded_BTD, masked_BM))
         loss_sum = regression_loss(predicted_BMD, gather_frames(wanted_BTD, masked_BM), beta=self.beta)

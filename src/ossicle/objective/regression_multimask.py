@@ -13,15 +13,15 @@ from ossicle.core.seeds import generator
 from ossicle.core.shapes import Int64
 from ossicle.layer.decoder import DecoderFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import Objective
+from ossicle.objective.base import MaskingObjective
 from ossicle.objective.regression import require_teacher
 from ossicle.ops.losses import frame_deviation, regression_loss
-from ossicle.ops.masking import gather_frames, mask_indices, masked_flags, unmasked_indices
+from ossicle.ops.masking import gather_frames, masked_flags, unmasked_indices
 from ossicle.target.base import Teacher
 
 
 @final
-class RegressionMultimask(Objective):
+class RegressionMultimask(MaskingObjective):
     """Predicts a teacher's frames from several maskings of each utterance, of which only unmasked frames are encoded.
 
     The frontend and the teacher hear an utterance once, whatever the number of its maskings; the encoder's blocks see
@@ -67,10 +67,7 @@ class RegressionMultimask(Objective):
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
-        if model.clock != model.feature_clock:
-            raise ConfigError(
-                "the encoder shortens, and masks are on the frontend's frames", "choose another encoder or objective"
-            )
+        super().adopt(model)
         if not model.drops_frames:
             raise ConfigError(
                 "this objective encodes unmasked frames alone, which the encoder cannot",
@@ -84,14 +81,7 @@ class RegressionMultimask(Objective):
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
-        rows, samples = batch.waveform_BS.shape
-        masked_RM = mask_indices(
-            rows * self.num_masks,
-            model.feature_clock.num_frames(samples),
-            start_probability=self.mask_start_probability,
-            length=self.mask_length,
-            generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
-        )
+        masked_RM = self.draw_masks(model, batch, seed=seed, clones=self.num_masks)
         return self.regress(model, batch, masked_RM, seed=seed)
 
     def regress(

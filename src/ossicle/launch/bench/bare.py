@@ -14,7 +14,7 @@ from ossicle.core.memory import keep_memory
 from ossicle.launch.bench.steps import Facts, StepWork, Subject
 from ossicle.launch.config import Config
 from ossicle.launch.experiment import PARTS, instantiate_part, stages
-from ossicle.meter.flops import macs_of_audio
+from ossicle.meter.flops import macs_or_reason
 from ossicle.system.build import Experiment, build
 from ossicle.system.trainer import pick_precision
 from ossicle.target.base import DiscreteTarget
@@ -131,10 +131,8 @@ class BareStep(Subject):
         )
 
     def _macs(self) -> float | str:
-        try:
-            return macs_of_audio(self.system.model, self.work.samples) * self.work.rate_hz / self.work.samples
-        except (RuntimeError, NotImplementedError) as error:
-            return f"the model does not run on the meta device: {str(error).splitlines()[0]}"
+        macs = macs_or_reason(self.system.model, self.work.samples)
+        return macs if isinstance(macs, str) else macs * self.work.rate_hz / self.work.samples
 
 
 def experiment_of(config: Config, data: RandomData, work: StepWork) -> Experiment:
