@@ -7,12 +7,15 @@ from torch import nn
 
 from ossicle.core.errors import ConfigError
 from ossicle.meter.flops import count_macs
+from ossicle.mixer.ligru import LiGRU
 from ossicle.mixer.sligru import SLiGRU
 
 DIM, UNITS = 8, 4
+Light = LiGRU | SLiGRU
+BOTH = pytest.mark.parametrize("kind", [LiGRU, SLiGRU])
 
 
-def noisy(mixer: SLiGRU) -> SLiGRU:
+def noisy(mixer: Light) -> Light:
     """The mixer with weights and running moments that leave nothing at zero or one."""
     torch.manual_seed(5)
     for parameter in mixer.parameters():
@@ -23,8 +26,8 @@ def noisy(mixer: SLiGRU) -> SLiGRU:
     return mixer
 
 
-def by_hand(mixer: SLiGRU, x_TD: torch.Tensor) -> torch.Tensor:
-    """The paper's equations on one utterance in evaluation, frame by frame in float64."""
+def by_hand(mixer: Light, x_TD: torch.Tensor) -> torch.Tensor:
+    """The papers' equations on one utterance in evaluation, frame by frame in float64."""
     part = mixer.recurrence
     norm = part.norm
     projected = x_TD @ part.input.weight.T
@@ -37,8 +40,9 @@ def by_hand(mixer: SLiGRU, x_TD: torch.Tensor) -> torch.Tensor:
         state, states = torch.zeros(units, dtype=torch.float64), {}
         for t in range(len(x_TD)) if direction == 0 else reversed(range(len(x_TD))):
             recurrent = part.recurrent[direction] @ state
-            centred = recurrent - recurrent.mean()
-            recurrent = centred / torch.sqrt(centred.square().mean() + part.epsilon)
+            if isinstance(mixer, SLiGRU):
+                centred = recurrent - recurrent.mean()
+                recurrent = centred / torch.sqrt(centred.square().mean() + part.epsilon)
             update = 1 / (1 + torch.exp(-(gates[t, :units] + recurrent[:units])))
             candidate = (gates[t, units:] + recurrent[units:]).clamp(min=0)
             state = update * state + (1 - update) * candidate
@@ -47,15 +51,17 @@ def by_hand(mixer: SLiGRU, x_TD: torch.Tensor) -> torch.Tensor:
     return torch.cat(both, -1) @ part.out.weight.T + part.out.bias
 
 
-def test_it_equals_a_float64_loop_over_frames() -> None:
-    mixer = noisy(SLiGRU(DIM, UNITS)).double().eval()
+@BOTH
+def test_it_equals_a_float64_loop_over_frames(kind: type[Light]) -> None:
+    mixer = noisy(kind(DIM, UNITS)).double().eval()
     x_BTD = torch.randn(3, 11, DIM, dtype=torch.float64)
     for row, out_TD in enumerate(mixer(x_BTD)):
         torch.testing.assert_close(out_TD, by_hand(mixer, x_BTD[row]), atol=1e-11, rtol=1e-11)
 
 
-def test_a_padded_row_equals_the_loop_from_its_own_end() -> None:
-    mixer = noisy(SLiGRU(DIM, UNITS)).double().eval()
+@BOTH
+def test_a_padded_row_equals_the_loop_from_its_own_end(kind: type[Light]) -> None:
+    mixer = noisy(kind(DIM, UNITS)).double().eval()
     x_BTD = torch.randn(3, 11, DIM, dtype=torch.float64)
     lengths = [11, 4, 1]
     out_BTD = mixer(x_BTD, torch.arange(11) < torch.tensor(lengths)[:, None])
@@ -64,18 +70,19 @@ def test_a_padded_row_equals_the_loop_from_its_own_end() -> None:
         torch.testing.assert_close(out_BTD[row, :length], expected, atol=1e-11, rtol=1e-11)
 
 
+@BOTH
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("direction", [0, 1])
 def test_each_direction_equals_speechbrains_layer_in_states_and_gradients(
-    speechbrain_rnn: ModuleType, direction: int, training: bool
+    speechbrain_rnn: ModuleType, kind: type[Light], direction: int, training: bool
 ) -> None:
-    mixer = noisy(SLiGRU(DIM, UNITS)).train(training)
+    mixer = noisy(kind(DIM, UNITS)).train(training)
     part = mixer.recurrence
     with torch.no_grad():
         part.out.weight.copy_(torch.eye(DIM))
         part.out.bias.zero_()
-    kind = speechbrain_rnn.SLiGRU
-    theirs = kind(hidden_size=UNITS, input_shape=(2, 9, DIM), bidirectional=False, re_init=False).train(training)
+    their_kind = getattr(speechbrain_rnn, kind.__name__)
+    theirs = their_kind(hidden_size=UNITS, input_shape=(2, 9, DIM), bidirectional=False, re_init=False).train(training)
     layer = theirs.rnn[0]
     # Theirs has the candidates first.
     mine = direction * 2 * UNITS + torch.arange(2 * UNITS).roll(-UNITS)
@@ -99,8 +106,9 @@ def test_each_direction_equals_speechbrains_layer_in_states_and_gradients(
     torch.testing.assert_close(part.norm.running_var[mine], layer.norm.running_var, atol=1e-5, rtol=1e-5)
 
 
-def test_every_frame_knows_every_real_frame_of_its_row_and_no_other() -> None:
-    mixer = noisy(SLiGRU(DIM, UNITS)).double().eval()
+@BOTH
+def test_every_frame_knows_every_real_frame_of_its_row_and_no_other(kind: type[Light]) -> None:
+    mixer = noisy(kind(DIM, UNITS)).double().eval()
     x_BTD = torch.randn(2, 7, DIM, dtype=torch.float64, requires_grad=True)
     out_BTD = mixer(x_BTD, torch.arange(7) < torch.tensor([[7], [5]]))
     for t in range(5):
@@ -109,37 +117,50 @@ def test_every_frame_knows_every_real_frame_of_its_row_and_no_other() -> None:
         assert grad_BTD[0].abs().sum() == grad_BTD[1, 5:].abs().sum() == 0
 
 
+@BOTH
 @pytest.mark.parametrize("training", [True, False])
-def test_its_gradients_pass_gradcheck_with_and_without_padding(training: bool) -> None:
-    mixer = noisy(SLiGRU(4, 2)).double().train(training)
+def test_its_gradients_pass_gradcheck_with_and_without_padding(kind: type[Light], training: bool) -> None:
+    mixer = noisy(kind(4, 2)).double().train(training)
     x_BTD = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
     valid_BT = torch.arange(4) < torch.tensor([[4], [2]])
     assert torch.autograd.gradcheck(mixer, (x_BTD,))
     assert torch.autograd.gradcheck(lambda x: mixer(x, valid_BT)[valid_BT], (x_BTD,))
 
 
-def test_its_parameters_and_products_are_those_of_the_formula() -> None:
+@BOTH
+def test_its_parameters_and_products_are_those_of_the_formula(kind: type[Light]) -> None:
     dim, units, frames = 24, 10, 50
     with torch.device("meta"):
-        mixer = SLiGRU(dim, units).eval()
+        mixer = kind(dim, units).eval()
         x_BTD = torch.empty(3, frames, dim)
     products = dim * 4 * units + 2 * 2 * units * units + 2 * units * dim
     assert sum(p.numel() for p in mixer.parameters()) == products + 2 * 4 * units + dim
     assert count_macs(lambda: mixer(x_BTD)) == 3 * frames * products
-    assert SLiGRU(dim).recurrence.recurrent.shape == (2, dim, dim // 2)
+    assert kind(dim).recurrence.recurrent.shape == (2, dim, dim // 2)
 
 
-def test_recurrent_weights_begin_orthogonal_gate_by_gate() -> None:
-    for weights_UU in SLiGRU(DIM, UNITS).recurrence.recurrent.flatten(0, 1).split(UNITS):
+@BOTH
+def test_recurrent_weights_begin_orthogonal_gate_by_gate(kind: type[Light]) -> None:
+    for weights_UU in kind(DIM, UNITS).recurrence.recurrent.flatten(0, 1).split(UNITS):
         torch.testing.assert_close(weights_UU @ weights_UU.T, torch.eye(UNITS), atol=1e-5, rtol=1e-5)
 
 
-def test_a_width_that_leaves_no_unit_is_refused() -> None:
+@BOTH
+def test_a_width_that_leaves_no_unit_is_refused(kind: type[Light]) -> None:
     with pytest.raises(ConfigError, match="units=0 leaves no unit"):
-        SLiGRU(DIM, 0)
+        kind(DIM, 0)
 
 
-def test_its_states_stay_within_what_a_frame_brings_and_the_norms_largest_entry() -> None:
+def test_states_of_light_units_have_no_bound() -> None:
+    mixer = LiGRU(DIM, UNITS).eval()
+    with torch.no_grad():
+        mixer.recurrence.recurrent.mul_(0).add_(1.0)
+        mixer.recurrence.recurrent[:, :UNITS].mul_(-1)
+    out_BTD = mixer(torch.randn(1, 200, DIM))
+    assert out_BTD.abs().max() > math.exp(20) or not out_BTD.isfinite().all()
+
+
+def test_states_of_stabilised_units_stay_within_what_a_frame_brings_and_the_norms_largest_entry() -> None:
     mixer = SLiGRU(DIM, UNITS).eval()
     part = mixer.recurrence
     with torch.no_grad():
