@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ossicle.core.errors import ConfigError
 from ossicle.encoder.transformer import Transformer
 from ossicle.mixer.attention import Attention
+from ossicle.ops.packing import Packing
 
 BOTH = pytest.mark.parametrize("norm_first", [False, True])
 
@@ -155,3 +156,20 @@ def test_kept_frames_alone_are_encoded_at_the_places_that_they_had() -> None:
     for block in encoder.blocks:
         expected = block(expected, None)
     torch.testing.assert_close(encoder(x_BTD, kept_BM=kept_BM).last_BTD, expected)
+
+
+def test_positions_of_several_convolutions_are_those_of_the_utterance_alone() -> None:
+    torch.manual_seed(0)
+    encoder = Transformer(
+        functools.partial(Attention, num_heads=2), dim=16, num_layers=1, ffn_dim=32, position_kernel=7,
+        position_groups=4, position_layers=3,
+    ).eval()  # fmt: skip
+    lengths = [30, 17, 2]
+    rows = [torch.randn(length, 16) for length in lengths]
+    padded_BTD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1e3)
+    padded = encoder(padded_BTD, torch.arange(30) < torch.tensor(lengths)[:, None]).last_BTD
+    packed = encoder.packed(torch.cat(rows), Packing.of(lengths)).last_PD.split(lengths)
+    for row, alone_TD in enumerate(rows):
+        expected = encoder(alone_TD[None]).last_BTD[0]
+        torch.testing.assert_close(padded[row, : lengths[row]], expected, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(packed[row], expected, atol=2e-5, rtol=2e-5)

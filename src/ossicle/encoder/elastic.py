@@ -183,7 +183,7 @@ class Elastic(Encoder):
         if valid_BT is not None:
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
         x_BTE = x_BTD[..., : subnet.dim]
-        x_BTE = x_BTE + self._position(x_BTE)
+        x_BTE = x_BTE + self.position.first(x_BTE)
         if kept_BM is not None:
             x_BTE = x_BTE.gather(1, kept_BM[..., None].expand(-1, -1, subnet.dim))
             valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
@@ -196,16 +196,3 @@ class Elastic(Encoder):
         missing = self.num_layers + 1 - len(outputs)
         widened = [functional.pad(x, (0, self.dim - subnet.dim)) for x in outputs[0 if layers else -1 :]]
         return EncoderOutput(widened[-1], tuple(widened + [widened[-1]] * missing) if layers else ())
-
-    def _position(self, x_BTE: Tensor) -> Tensor:
-        dim, conv = x_BTE.shape[-1], self.position.conv
-        assert isinstance(conv, nn.Conv1d)
-        assert conv.bias is not None
-        position_BET = functional.conv1d(
-            x_BTE.transpose(1, 2),
-            conv.weight[:dim],
-            conv.bias[:dim],
-            padding=conv.weight.shape[2] // 2,
-            groups=dim // self.group,
-        )
-        return functional.gelu(position_BET[..., : x_BTE.shape[1]]).transpose(1, 2)

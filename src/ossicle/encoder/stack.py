@@ -77,7 +77,7 @@ class Stack(Encoder):
         if valid_BT is not None:
             # The position convolution must see past an utterance's end what it sees there without padding: zeros.
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
-        x_BTD = x_BTD + self.position(x_BTD)
+        x_BTD = x_BTD + self.position(x_BTD, valid_BT)
         if kept_BM is not None:
             x_BTD = gather_frames(x_BTD, kept_BM)
             valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
@@ -88,8 +88,10 @@ class Stack(Encoder):
 
     @override
     def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing, *, layers: bool = False) -> PackedOutput:
-        padded_BTD, _ = packing.pad(x_PD)  # zeros between utterances for the position convolution, and for it alone
-        x_PD = x_PD + packing.unpad(self.position(padded_BTD))
+        padded_BTD, valid_BT = packing.pad(
+            x_PD
+        )  # zeros between utterances for the position convolution, and for it alone
+        x_PD = x_PD + packing.unpad(self.position(padded_BTD, valid_BT))
         x_PD = self.dropout(x_PD if self.norm_first else self.norm(x_PD))
         outputs = [x_PD, *run_blocks(self, self.blocks, x_PD, packing=packing)]
         last_PD = self.norm(outputs[-1]) if self.norm_first else outputs[-1]

@@ -161,11 +161,19 @@ class ConvolutionPosition(nn.Module):
         self.conv = parametrizations.weight_norm(conv, dim=2)
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Positions of frames; frames that are not real must be zero."""
-        position_BTD = grouped_convolution(x_BTD, self.conv.weight, self.conv.groups)
+        del valid_BT  # the one convolution sees those zeros
+        return self.first(x_BTD)
+
+    def first(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Positions of frames that may be narrower, from the first of the groups, as many as make their width."""
+        dim = x_BTD.shape[-1]
+        position_BTD = grouped_convolution(x_BTD, self.conv.weight[:dim], dim // self.conv.weight.shape[1])
         if self.conv.bias is not None:
-            position_BTD = position_BTD + self.conv.bias.to(position_BTD.dtype)
+            position_BTD = position_BTD + self.conv.bias[:dim].to(position_BTD.dtype)
         return functional.gelu(position_BTD)
 
 
@@ -193,9 +201,18 @@ class DeepConvolutionPosition(nn.Module):
         self.layers = nn.ModuleList(PositionLayer(dim, kernel, groups) for _ in range(num_layers))
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Positions of frames; frames that are not real must be zero."""
-        for layer in self.layers:
+    def forward(
+        self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Positions of frames; frames that are not real must be zero, and are made so again between layers.
+
+        Args:
+            x_BTD: Frames, shape (B, T, D).
+            valid_BT: True where a frame is real, or None where every frame is.
+        """
+        for number, layer in enumerate(self.layers):
+            if number and valid_BT is not None:
+                x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
             x_BTD = layer(x_BTD)
         return x_BTD
 
