@@ -11,6 +11,7 @@ from ossicle.core.shapes import Bool, Float, Int
 from ossicle.layer.multi_head import MultiHead
 from ossicle.mixer.base import Mixer
 from ossicle.ops.attention import AUTO, attend, attend_packed, check_backend
+from ossicle.ops.packing import rows_and_places
 from ossicle.ops.rotary import rotary_angles, rotate
 
 
@@ -57,10 +58,8 @@ class Rotary(MultiHead, Mixer):
         self, x_PD: Float[Tensor, "P D"], cu_seqlens: Int[Tensor, " edges"], max_frames: int
     ) -> Float[Tensor, "P D"]:
         # Places start anew in each utterance: only distances matter, but large angles lose digits.
-        place_P = torch.arange(len(x_PD), device=x_PD.device)
-        edges = cu_seqlens.long()
-        start_P = edges[torch.searchsorted(edges[1:].contiguous(), place_P, right=True)]
-        angle_PK = rotary_angles(place_P - start_P, self.head_dim, self.base)
+        _, place_P = rows_and_places(cu_seqlens, len(x_PD))
+        angle_PK = rotary_angles(place_P, self.head_dim, self.base)
         q_PHK, k_PHK, v_PHK = self.heads(x_PD)
         turned = rotate(q_PHK, angle_PK), rotate(k_PHK, angle_PK)
         dropout = self.dropout if self.training else 0.0

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ossicle.core.shapes import Bool, Float, Int
+from ossicle.ops.packing import rows_and_places
 
 MIN_BLOCK = 32
 """Queries of a block at least: smaller products leave the machine idle."""
@@ -54,8 +55,7 @@ def attend_blocked(
 
 def segments(cu_seqlens: Int[Tensor, " edges"], num_frames: int) -> Int[Tensor, "1 P"]:
     """Which utterance, from 1 on, a packed frame belongs to: cumulative counts of frames to (1, P)."""
-    places_P = torch.arange(num_frames, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.searchsorted(cu_seqlens[1:].contiguous(), places_P, right=True)[None] + 1
+    return rows_and_places(cu_seqlens, num_frames)[0][None] + 1
 
 
 def neighbours(x_BTHK: Float[Tensor, "B T H K"], length: int) -> Float[Tensor, "N H E K"]:

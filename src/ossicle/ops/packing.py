@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ossicle.core.shapes import Bool, Float, Int
+from ossicle.core.shapes import Bool, Float, Int, Int64
 
 
 def pad_packed(
@@ -38,10 +38,23 @@ def unpad(x_BTD: Float[Tensor, "B T D"], cu_seqlens: Int[Tensor, " edges"], num_
         cu_seqlens: As in :func:`pad_packed`.
         num_frames: Real frames of all rows together (P), known on the host.
     """
-    places_P = torch.arange(num_frames, device=x_BTD.device)
+    rows_P, places_P = rows_and_places(cu_seqlens, num_frames)
+    return x_BTD[rows_P, places_P]
+
+
+def rows_and_places(
+    cu_seqlens: Int[Tensor, " edges"], num_frames: int
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
+    """Of each packed frame the utterance that it belongs to and its place there, both from 0 on.
+
+    Args:
+        cu_seqlens: As in :func:`pad_packed`.
+        num_frames: Frames of all utterances together (P), known on the host.
+    """
+    frames_P = torch.arange(num_frames, device=cu_seqlens.device)
     edges = cu_seqlens.long()
-    rows_P = torch.searchsorted(edges[1:], places_P, right=True)
-    return x_BTD[rows_P, places_P - edges[rows_P]]
+    rows_P = torch.searchsorted(edges[1:], frames_P, right=True)
+    return rows_P, frames_P - edges[rows_P]
 
 
 @dataclass(frozen=True, slots=True)
