@@ -63,7 +63,6 @@ class Backend(ABC):
     ) -> Tensor:
         """Attention within each row of a batch, (B, T, H, K)."""
 
-    @abstractmethod
     def packed(
         self,
         q_PHK: Tensor,
@@ -75,18 +74,25 @@ class Backend(ABC):
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        """Attention within each utterance of a packed row, (P, H, K); ``edges`` are cumulative lengths, int32."""
+        """Attention within each utterance of a packed row, (P, H, K).
 
-    def _segments(
-        self, q_PHK: Tensor, k_PHK: Tensor, v_PHK: Tensor, *, edges: Tensor, dropout: float, window: int | None
-    ) -> Tensor:
-        """Packed attention by one dense call an utterance; reads the edges on the host."""
-        places = edges.tolist()
+        By a dense call an utterance, unless a kernel takes them at once; those calls wait for the edges on the host.
+
+        Args:
+            q_PHK: Queries of all utterances.
+            k_PHK: Keys, same shape.
+            v_PHK: Values, same shape.
+            edges: Where utterances start and end: 0 and the cumulative counts of frames, int32.
+            longest: Frames of the longest utterance.
+            dropout: Probability with which an attention weight is dropped.
+            window: Frames to each side that a frame attends to, or None for all.
+        """
+        del longest
         parts = [
             self.dense(
                 q_PHK[None, a:b], k_PHK[None, a:b], v_PHK[None, a:b], valid_BT=None, dropout=dropout, window=window
             )[0]
-            for a, b in itertools.pairwise(places)
+            for a, b in itertools.pairwise(edges.tolist())
             if b > a
         ]
         return torch.cat(parts) if parts else q_PHK.clone()

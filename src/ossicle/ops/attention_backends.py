@@ -54,20 +54,6 @@ class Reference(Backend):
         weights_BHTT = functional.dropout(scores_BHTT.softmax(-1), dropout)
         return torch.einsum("bhqt,bthk->bqhk", weights_BHTT, v_BTHK)
 
-    @override
-    def packed(
-        self,
-        q_PHK: Tensor,
-        k_PHK: Tensor,
-        v_PHK: Tensor,
-        *,
-        edges: Tensor,
-        longest: int,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        return self._segments(q_PHK, k_PHK, v_PHK, edges=edges, dropout=dropout, window=window)
-
 
 @final
 class Sdpa(Backend):
@@ -107,20 +93,6 @@ class Sdpa(Backend):
             with sdpa_kernel(self.order, set_priority=True):
                 mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, allowed, dropout)
         return mixed_BHTK.transpose(1, 2)
-
-    @override
-    def packed(
-        self,
-        q_PHK: Tensor,
-        k_PHK: Tensor,
-        v_PHK: Tensor,
-        *,
-        edges: Tensor,
-        longest: int,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        return self._segments(q_PHK, k_PHK, v_PHK, edges=edges, dropout=dropout, window=window)
 
 
 @final
@@ -204,20 +176,6 @@ class Native(Backend):
         if not dropout and q_BTHK.shape[1] > self.longest:
             return BACKENDS[Sdpa.name].dense(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, window=window)
         return cpu_attention(q_BTHK, k_BTHK, v_BTHK, valid_BT, dropout)
-
-    @override
-    def packed(
-        self,
-        q_PHK: Tensor,
-        k_PHK: Tensor,
-        v_PHK: Tensor,
-        *,
-        edges: Tensor,
-        longest: int,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        return self._segments(q_PHK, k_PHK, v_PHK, edges=edges, dropout=dropout, window=window)
 
 
 def _sides(window: int | None) -> tuple[int, int]:
