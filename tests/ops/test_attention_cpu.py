@@ -55,6 +55,12 @@ def test_autocast_leaves_scores_in_float32() -> None:
         assert torch.equal(cpu_attention(q, k, v, None, 0.0), wanted)
 
 
+def test_without_dropout_nothing_is_drawn_from_torchs_generator() -> None:
+    before = torch.get_rng_state()
+    cpu_attention(*(torch.randn(1, 3, 2, 8, generator=torch.Generator().manual_seed(0)) for _ in range(3)), None, 0.0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_what_the_kernel_would_misread_is_refused() -> None:
     with pytest.raises(TypeError, match="bfloat16"):
         softmax_cpu.softmax_dropout(torch.zeros(2, 2).bfloat16(), None, torch.tensor(1), 1.0, 0.0, False)

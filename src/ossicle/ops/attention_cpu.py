@@ -20,7 +20,8 @@ def cpu_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, valid_BT: Tens
     """
     rows, frames, heads = q_BTHK.shape[:3]
     q_RTK, k_RTK, v_RTK = (x.transpose(1, 2).reshape(rows * heads, frames, -1) for x in (q_BTHK, k_BTHK, v_BTHK))
-    mixed_RTK = _Attention.apply(q_RTK, k_RTK, v_RTK, valid_BT, draw_seed(), dropout)
+    seed = draw_seed() if dropout else torch.zeros((), dtype=torch.int64)  # who drops nothing leaves the generator
+    mixed_RTK = _Attention.apply(q_RTK, k_RTK, v_RTK, valid_BT, seed, dropout)
     return mixed_RTK.unflatten(0, (rows, heads)).transpose(1, 2)
 
 

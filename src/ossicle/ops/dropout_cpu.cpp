@@ -1,4 +1,4 @@
-// Dropout on a CPU, alone and inside attention. What is dropped is a hash of the row, so nothing is stored for it.
+// Softmax with dropout on a CPU, as attention needs it. What is dropped is a hash of the row, so nothing is stored for it.
 //
 // Arrays are contiguous matrices of rows and columns, in float32 or bfloat16; sums are float32. The hash is that of
 // keep_mask in dropout.py: two rounds of multiply and xor-shift over the column, keyed by a hash of seed and row.
@@ -93,20 +93,6 @@ inline float factor(const Drop drop, const RowKey key, int64_t column) {
   return key.hash(uint32_t(column)) < drop.threshold ? 0.0f : scale;
 }
 
-template <typename Real>
-void drop_all(const Real* in, Real* out, const Drop shared, int64_t rows, int64_t columns, int threads) {
-  over_rows(rows, threads, [=](int64_t start, int64_t end) {
-    for (int64_t row = start; row < end; ++row) {
-      const Drop drop = shared;
-      const RowKey key(drop, row);
-      const Real* from = in + row * columns;
-      Real* to = out + row * columns;
-#pragma omp simd
-      for (int64_t c = 0; c < columns; ++c) to[c] = narrow<Real>(widen(from[c]) * factor(drop, key, c));
-    }
-  });
-}
-
 // exp for arguments up to 0: 2^n times a Taylor series; 0 where float32 would underflow, NaN for NaN.
 inline float exponential(float x) {
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -140,7 +126,6 @@ void softmax_all(const float* scores, const uint8_t* valid, Real* weights, Real*
     std::vector<float> buffer(columns);
     float* line = buffer.data();
     for (int64_t row = start; row < end; ++row) {
-      
       const float* from = scores + row * columns;
       float highest = std::numeric_limits<float>::lowest();
       if (valid == nullptr) {
@@ -222,10 +207,6 @@ void softmax_backward_all(const Real* weights, const Real* grad, Real* dropped, 
 }  // namespace
 
 #define OSSICLE_EXPORT(NAME, REAL) \
-  extern "C" void dropout_##NAME(const REAL* in, REAL* out, const int64_t* seed, int64_t threshold, double scale, \
-                                 int64_t rows, int64_t columns, int64_t threads) { \
-    drop_all<REAL>(in, out, Drop(seed, threshold, scale), rows, columns, int(threads)); \
-  } \
   extern "C" void softmax_##NAME(const float* scores, const uint8_t* valid, REAL* weights, REAL* dropped, \
                                  const int64_t* seed, int64_t threshold, double scale, double temperature, \
                                  int64_t rows, int64_t columns, int64_t rows_each, int64_t threads) { \
