@@ -16,8 +16,9 @@ from typing_extensions import override
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.multi_head import MultiHead
 from ossicle.mixer.base import Mixer
-from ossicle.ops.linear_attention import attend_features, full_precision
+from ossicle.ops.linear_attention import attend_features
 from ossicle.ops.pooling import relative_places
+from ossicle.ops.precision import without_autocast
 
 
 @final
@@ -44,7 +45,7 @@ class KeyQueryAttention(MultiHead, Mixer):
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = self.heads(x_BTD)
         all_BT = x_BTD.new_ones(1, x_BTD.shape[1], dtype=torch.bool) if valid_BT is None else valid_BT
-        with full_precision(x_BTD.device):
+        with without_autocast(x_BTD):
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
             angle_BT11 = (math.pi / 2 * relative_places(all_BT).to(wide))[..., None, None]
             on_q, on_k = q_BTHK.to(wide).softmax(-1), k_BTHK.to(wide).softmax(-1)

@@ -17,8 +17,8 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.multi_head import MultiHead, split_heads
 from ossicle.mixer.base import Mixer
-from ossicle.ops.linear_attention import full_precision
 from ossicle.ops.pooling import interpolate_grid, relative_places
+from ossicle.ops.precision import without_autocast
 
 POINTS_PER_SEGMENT = 4
 
@@ -46,7 +46,7 @@ class SegmentPooling(nn.Module):
         rows, frames, _ = x_BTD.shape
         if valid_BT is None:
             valid_BT = torch.ones(1, frames, dtype=torch.bool, device=x_BTD.device)
-        with full_precision(x_BTD.device):
+        with without_autocast(x_BTD):
             logits_BST = interpolate_grid(self.logits, relative_places(valid_BT))
             logits_BST = logits_BST.masked_fill(~valid_BT[:, None], torch.finfo(logits_BST.dtype).min)
             weights_BST = logits_BST.softmax(-1)

@@ -1,20 +1,13 @@
 """Attention by feature maps: sums over keys are made once for all queries, so that cost is linear in T."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from ossicle.core.shapes import Bool, Float
+from ossicle.ops.precision import without_autocast
 
 SMALLEST = 1e-20
 """What a sum of weights is at least; far below that of any real frame, so that only rows without one feel it."""
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which autocast leaves products as they are."""
-    mixed = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if mixed else nullcontext()
 
 
 def elu_features(x_BTHK: Float[Tensor, "B T H K"]) -> Float[Tensor, "B T H K"]:
@@ -48,7 +41,7 @@ def attend_features(
     wide = torch.promote_types(v_BTHK.dtype, torch.float32)
     if valid_BT is not None:
         k_BTHC = k_BTHC.masked_fill(~valid_BT[..., None, None], 0)
-    with full_precision(v_BTHK.device):
+    with without_autocast(v_BTHK):
         q_BHTC, k_BHTC, v_BHTK = (x.to(wide).transpose(1, 2) for x in (q_BTHC, k_BTHC, v_BTHK))
         sums_BHCK = k_BHTC.mT @ v_BHTK
         total_BHC1 = k_BHTC.sum(2)[..., None]
