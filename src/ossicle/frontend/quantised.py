@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -11,7 +10,7 @@ from ossicle.core.batch import Frames
 from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
 from ossicle.layer.quantiser import QuantiserFactory
-from ossicle.ops.codes import count_codes
+from ossicle.ops.codes import count_groups
 
 
 @final
@@ -43,5 +42,5 @@ class Quantised(Frontend):
     def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
         frames = self.frontend(waveform_BS, lengths_B)
         coded = self.quantiser(frames.features_BTC)
-        counts = torch.stack([count_codes(codes, self.quantiser.num_codes) for codes in coded.codes_BTG.unbind(-1)])
+        counts = count_groups(coded.codes_BTG.flatten(0, 1), self.quantiser.num_codes)
         return Frames(coded.vectors_BTC, frames.valid_BT, penalty=coded.penalty, code_counts_GV=counts)

@@ -1,7 +1,7 @@
 """A copy of a module that follows it slowly: what self-distillation learns from."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Generic, Self, TypeVar, final
 
 import torch
@@ -50,8 +50,8 @@ class RunningCopy(nn.Module, Generic[M]):
     @torch.no_grad()
     def load(self, source: M) -> None:
         """Be as the source is."""
-        for mine, theirs in self._pairs(source):
-            mine.copy_(theirs)
+        mine, theirs = ([*module.parameters(), *module.buffers()] for module in (self.module, source))
+        torch._foreach_copy_(mine, theirs)
 
     @torch.no_grad()
     def follow(self, source: M, momentum: float) -> None:
@@ -61,32 +61,26 @@ class RunningCopy(nn.Module, Generic[M]):
             source: The module that is followed.
             momentum: The share that is kept, in [0, 1].
         """
-        own = dict(self.module.named_parameters())
-        averaged: list[tuple[Tensor, Tensor]] = []
-        copied = [(mine, theirs) for mine, theirs in zip(self.module.buffers(), source.buffers(), strict=True)]
-        for name, theirs in source.named_parameters():
-            is_shared = any(name == part or name.startswith(f"{part}.") for part in self.shared)
-            (copied if is_shared else averaged).append((own[name], theirs))
-        if averaged and momentum < 1:
-            mine, other = zip(*averaged, strict=True)
-            torch._foreach_lerp_(list(mine), list(other), 1 - momentum)
-        if copied:
-            mine, other = zip(*copied, strict=True)
-            torch._foreach_copy_(list(mine), list(other))
+        (mine, theirs), (my_shared, their_shared) = self._paired(source)
+        if mine and momentum < 1:
+            torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        my_copies, their_copies = [*my_shared, *self.module.buffers()], [*their_shared, *source.buffers()]
+        if my_copies:
+            torch._foreach_copy_(my_copies, their_copies)
 
     @torch.no_grad()
     def gap(self, source: M) -> Float[Tensor, ""]:
         """Length of the difference of all averaged weights over that of the source's: 0 where both are one."""
-        own = dict(self.module.named_parameters())
-        kept = [
-            (own[name], theirs)
-            for name, theirs in source.named_parameters()
-            if not any(name == part or name.startswith(f"{part}.") for part in self.shared)
-        ]
-        mine, other = (list(tensors) for tensors in zip(*kept, strict=True))
-        apart = nn.utils.get_total_norm([a - b for a, b in zip(mine, other, strict=True)])
-        return apart / nn.utils.get_total_norm(other).clamp_min(torch.finfo(torch.float32).tiny)
+        (mine, theirs), _ = self._paired(source)
+        apart = nn.utils.get_total_norm([a - b for a, b in zip(mine, theirs, strict=True)])
+        return apart / nn.utils.get_total_norm(theirs).clamp_min(torch.finfo(torch.float32).tiny)
 
-    def _pairs(self, source: M) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.module.parameters(), source.parameters(), strict=True)
-        yield from zip(self.module.buffers(), source.buffers(), strict=True)
+    def _paired(self, source: M) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
+        """Mine and the source's: those that are averaged, then those that are shared."""
+        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+        shared: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for (name, mine), theirs in zip(self.module.named_parameters(), source.parameters(), strict=True):
+            is_shared = any(name == part or name.startswith(f"{part}.") for part in self.shared)
+            for tensors, tensor in zip(shared if is_shared else averaged, (mine, theirs), strict=True):
+                tensors.append(tensor)
+        return averaged, shared
