@@ -18,7 +18,7 @@ FAST, SLOW = 0.3, 1.5
 
 @final
 class ImplicitFilter(nn.Module):
-    """h(t) = (exp(-a t) + floor) x MLP(t / reach, cos and sin of 2 pi k t / reach), t frames away.
+    """h(t) = sqrt(2 a) (exp(-a t) + floor) MLP(t / reach, cos and sin of 2 pi k t / reach), t frames away.
 
     The MLP has sines between its layers, their frequency learned. Each channel's window fades at a rate (a) of its own,
     from short to long; a window has an energy near one, so that what is filtered keeps its scale. A filter knows

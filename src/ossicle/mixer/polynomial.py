@@ -21,8 +21,8 @@ class Polynomial(Mixer):
     With E = ``expand`` x D and W_1 ... W_k of shape (E, D), k = ``degree``: p_1(x) = gelu(W_1 x) and
     p_m(x) = p_{m-1}(x) * gelu(W_m x), channel by channel; the state is the mean s over a row's real frames of
     [p_1(x_t), ..., p_k(x_t)], of shape k E; a frame's share of it is y_t = W_o (sigmoid(W_s x_t) * s), with W_s of
-    shape (k E, D) and W_o of shape (D, k E). All maps have biases. That is what is meant by the paper's learned
-    polynomial and each token's own retrieval; its causal and masked variants are not here.
+    shape (k E, D) and W_o of shape (D, k E). All maps have biases, as in the authors' first code; the masks by which
+    that takes in some frames alone for each frame, for causal models, are not here.
 
     Args:
         dim: Model width (D).

@@ -22,7 +22,7 @@ KINDS: Final = ("mean", "fast", "lite")
 class Summary(Mixer):
     """Each frame joins what it says itself with what the row says on average: O(T) (arXiv 2307.07421, section 2).
 
-    ``mean``: h_t = c([f(x_t), s]), s = mean over t of s(x_t), where f and s have a hidden layer with a GELU, of
+    ``mean``: h_t = c([f(x_t), m]), m = mean over t of s(x_t), where f and s have a hidden layer with a GELU, of
     matrices that are block-diagonal in ``num_heads`` blocks, and c is a linear map and a GELU. ``fast``: f and s are
     the halves of one linear map and a GELU. ``lite``: the mean of s alone for every frame, for encoders that have
     another branch for what is near (Branchformer).

@@ -18,7 +18,7 @@ class Momentum(ABC):
         start: The share at step 0.
 
     Raises:
-        ConfigError: A share outside [0, 1], or a time that is not above 0.
+        ConfigError: A share outside [0, 1], or a time below 0.
     """
 
     start: float
