@@ -33,7 +33,8 @@ from ossicle.probe.report import ProbeReport
 
 TASKS = ("phone", "language")
 WATCHED = (
-    "objective/loss", "objective/accuracy_masked", "objective/accuracy_foreseen", "objective/output_std",
+    "objective/loss", "objective/accuracy_masked", "objective/accuracy_contrastive", "objective/accuracy_foreseen",
+    "objective/output_std",
     "objective/codes_perplexity", "target/codes_perplexity", "target/codes_used", "target/frame_std",
 )  # fmt: skip
 """Metrics of the last reading that go into the records: what collapse shows in."""

@@ -93,6 +93,19 @@ def test_masked_accuracy_is_held_against_guessing_only_where_classes_are_predict
     assert not list(guard.signs({**predicting, "objective/accuracy_masked": 0.4}, 1))
 
 
+def test_one_among_negatives_and_the_classes_are_each_held_against_their_own_chance(tmp_path: Path) -> None:
+    guard = CollapseGuard(run_dir=tmp_path, config={}, start_step=0)
+    learning = {
+        "objective/accuracy_contrastive": 0.2, "objective/chance": 0.01,
+        "objective/accuracy_masked": 0.4, "objective/codes_perplexity": 9.0, "target/codes_top": 0.3,
+    }  # fmt: skip
+    assert not list(guard.signs(learning, 1))
+    for name, chance in (("objective/accuracy_contrastive", 0.01), ("objective/accuracy_masked", 0.3)):
+        ((sign, reading),) = guard.signs({**learning, name: chance}, 1)
+        assert sign == "the model guesses"
+        assert name in reading
+
+
 def test_readings_that_recover_start_the_count_anew(tmp_path: Path) -> None:
     guard = CollapseGuard(run_dir=tmp_path, config={}, start_step=0, patience=2)
     trainer, system = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False), LightningModule()

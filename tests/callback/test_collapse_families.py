@@ -49,6 +49,11 @@ def blind_predictions(system: Pretraining) -> None:
     at(system.objective, "predict.weight").zero_()
 
 
+def blind_context(system: Pretraining) -> None:
+    for name in ("weight", "bias"):
+        at(system.objective, f"project_context.{name}").zero_()
+
+
 def one_class(system: Pretraining) -> None:
     at(system.objective, "head.project.weight").zero_()
 
@@ -59,8 +64,11 @@ def equal_codes(system: Pretraining) -> None:
 
 
 KMEANS = ("layer/quantiser@frontend.quantiser=kmeans",)
+LOWEST = ("objective.contrastive_layer=1",)  # of two
 FAMILIES: dict[str, tuple[str, Callable[[Pretraining], None], str, tuple[str, ...]]] = {
     "contrastive, one code": ("wav2vec2_tiny", one_code, "the target uses hardly any codes", ()),
+    "contrastive, blind": ("wav2vec2_tiny", blind_context, "the model guesses", ()),
+    "contrastive beside codes, blind": ("w2v_bert_tiny", blind_context, "the model guesses", LOWEST),
     "contrastive, constant output": ("wav2vec2_tiny", constant_output, "output is nearly constant", ()),
     "foreseeing, constant frames": ("cpc_tiny", silent_frontend, "frames that are foreseen are nearly constant", ()),
     "foreseeing, blind": ("wav2vec_tiny", blind_predictions, "the model guesses", ()),

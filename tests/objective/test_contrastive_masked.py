@@ -112,6 +112,22 @@ def test_unused_codes_show_in_their_perplexity() -> None:
     assert logs["target/codes"].read("c")["c_perplexity"] == pytest.approx(1.0)
 
 
+def test_each_loss_logs_an_accuracy_of_its_own_and_the_contrastive_one_its_chance() -> None:
+    model = small_model().eval()
+    objective = make(model).eval()
+    before = objective.compare(model, small_batch(), MASKED, negatives(), seed=0, step=0).logs
+    assert before["objective/chance"].read("x")["x"] == pytest.approx(1 / 5)  # four negatives
+    with torch.no_grad():
+        objective.head.weight.zero_()
+        objective.head.bias.fill_(-1.0).view(2, 5)[:, 3] = 1.0
+    after = objective.compare(model, small_batch(), MASKED, negatives(), seed=0, step=0).logs
+    hidden = model.normalise(model.local(small_batch().waveform_BS).features_BTC)[masked_flags(MASKED, FRAMES)]
+    codes = objective.target(hidden.view(2, 5, -1), seed=0, position=3, step=0).codes_BMG
+    assert after["objective/accuracy_masked"].read("x")["x"] == pytest.approx((codes == 3).float().mean().item())
+    name = "objective/accuracy_contrastive"
+    assert after[name].read("x") == before[name].read("x")  # the head has no part in it
+
+
 def test_no_step_reads_a_value_on_the_host() -> None:
     model = small_model()
     objective, batch = make(model, partial(NoiseMask, std=0.1)), small_batch()  # ty: ignore[invalid-argument-type]

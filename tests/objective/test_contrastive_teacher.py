@@ -139,7 +139,8 @@ def test_a_teacher_that_says_the_same_of_every_frame_shows() -> None:
     collapsed = objective(model, small_batch(), seed=0, step=0).logs
     assert healthy > 0.1
     assert collapsed["target/std"].read("s")["s"] < 1e-5
-    assert collapsed["objective/accuracy"].read("a")["a"] == 0
+    assert collapsed["objective/accuracy_contrastive"].read("a")["a"] == 0
+    assert collapsed["objective/chance"].read("c")["c"] == pytest.approx(1 / (1 + objective.num_negatives))
 
 
 def test_position_and_seed_alone_choose_negatives_and_shifts() -> None:

@@ -111,17 +111,33 @@ class CollapseGuard(Watcher):
         gap = metrics.get("target/teacher_gap", 0.0)
         if self.max_teacher_gap is not None and not gap <= self.max_teacher_gap:
             yield "the student has left its teacher behind", f"target/teacher_gap {gap:.4g} > {self.max_teacher_gap:g}"
-        chance = metrics.get("objective/chance")
-        if chance is None and "objective/codes_perplexity" in metrics:  # classes are predicted, none among negatives
-            chance = metrics.get("target/codes_top")
-        right = metrics.get("objective/accuracy_masked", metrics.get("objective/accuracy_foreseen"))
-        if self.min_over_chance is None or chance is None or right is None:
+        if self.min_over_chance is None:
             return
-        if not right >= chance * self.min_over_chance:
-            yield "the model guesses", f"accuracy {right:.4g}, by chance {chance:.4g}"
+        for accuracy, by_chance in guesses(metrics):
+            right, chance = metrics[accuracy], metrics[by_chance]
+            if not right >= chance * self.min_over_chance:
+                yield "the model guesses", f"{accuracy} {right:.4g}, by chance {chance:.4g}"
 
     def mend(self, sign: str) -> str:
         """What to do about a sign."""
         if sign == FINITE:
             return "lower optim.lr, set clip_norm, or warm up for longer; the last checkpoint was written before"
         return "lower optim.lr or warm up for longer; if all is well, change callback.collapse or give it start_step"
+
+
+def guesses(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Names of the accuracies of one reading, each with the name of what blind guesses would reach.
+
+    Args:
+        metrics: What was read. Where an objective tells one frame from negatives and predicts classes besides, both
+            accuracies are there.
+    """
+    pairs = [
+        ("objective/accuracy_contrastive", "objective/chance"),
+        ("objective/accuracy_foreseen", "objective/chance"),
+    ]
+    if "objective/codes_perplexity" in metrics:  # classes are predicted
+        pairs.append(("objective/accuracy_masked", "target/codes_top"))
+    for accuracy, by_chance in pairs:
+        if accuracy in metrics and by_chance in metrics:
+            yield accuracy, by_chance

@@ -67,8 +67,11 @@ class ProgressLine(Watcher):
         parts = [f"step {step}/{max_steps}"]
         if "objective/loss" in metrics:
             parts.append(f"loss {metrics['objective/loss']:.4f}")
-        if "objective/accuracy_masked" in metrics:
-            parts.append(f"masked accuracy {metrics['objective/accuracy_masked']:.1%}")
+        parts += [
+            f"{kind} accuracy {metrics[f'objective/accuracy_{kind}']:.1%}"
+            for kind in ("masked", "contrastive")
+            if f"objective/accuracy_{kind}" in metrics
+        ]
         if "meter/audio_s_per_s" in metrics:
             parts.append(f"{metrics['meter/audio_s_per_s']:,.0f} audio-s/s")
         return "  ".join([*parts, f"ETA {eta}"])

@@ -1,11 +1,13 @@
 """Contrastive learning over quantised frames: wav2vec 2.0 (arXiv 2006.11477, section 3)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.batch import Batch, EncoderOutput, ObjectiveOutput
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.seeds import generator
@@ -44,6 +46,9 @@ class Contrastive(MaskingObjective):
     Raises:
         ConfigError: The target quantises nothing.
     """
+
+    reads_layers = False
+    """Whether :meth:`context` reads the output of another layer than the last."""
 
     def __init__(
         self,
@@ -122,16 +127,34 @@ class Contrastive(MaskingObjective):
         hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
         quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
         embedded_BTD = embed_masked(self.mask, model, normalised_BTC, masked_BM, batch, seed=seed)
-        encoded_BTD = model.encode(embedded_BTD).last_BTD
-        loss_sum, logs = self.tell_apart(encoded_BTD, quantised, masked_BM, negatives_BMN)
+        encoded = model.encode(embedded_BTD, layers=self.reads_layers)
+        loss_sum, logs = self.tell_apart(self.context(encoded), quantised, masked_BM, negatives_BMN)
         count = loss_sum.new_full((), float(masked_BM.numel()))
-        logs["objective/output_std"] = Mean(count * frame_deviation(encoded_BTD), count)
-        logs["objective/chance"] = Mean(count / (1 + self.num_negatives), count)
         if self.penalty_weight:
             penalty = feature_penalty(features_BTC)
             loss_sum = loss_sum + count * self.penalty_weight * penalty
             logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
-        return ObjectiveOutput(loss_sum, count, {"objective/loss": Mean(loss_sum.detach(), count), **logs})
+        loss_sum, more = self.complete(loss_sum, encoded, quantised, masked_BM)
+        logs["objective/output_std"] = Mean(count * frame_deviation(encoded.last_BTD), count)
+        return ObjectiveOutput(loss_sum, count, {"objective/loss": Mean(loss_sum.detach(), count), **logs, **more})
+
+    def context(self, encoded: EncoderOutput) -> Float[Tensor, "B T D"]:
+        """The frames that say what was masked: those of the last layer here."""
+        return encoded.last_BTD
+
+    def complete(
+        self, loss_sum: Tensor, encoded: EncoderOutput, quantised: Quantised, masked_BM: Int64[Tensor, "B M"]
+    ) -> tuple[Tensor, Mapping[str, Metric]]:
+        """The loss sum with what is learned besides, and what is logged of that: nothing here.
+
+        Args:
+            loss_sum: Sum of the contrastive and the diversity loss and of the penalty.
+            encoded: What the encoder made of the masked frames; every layer's output where ``reads_layers``.
+            quantised: What the quantiser made of them.
+            masked_BM: Masked frames of each row.
+        """
+        del encoded, quantised, masked_BM
+        return loss_sum, {}
 
     def tell_apart(
         self,
@@ -162,7 +185,8 @@ class Contrastive(MaskingObjective):
         logs: dict[str, Metric] = {
             "objective/contrastive": Mean(contrastive.detach(), count),
             "objective/diversity": Mean(count * diversity.detach(), count),
-            "objective/accuracy_masked": Mean(num_first(logits), count),
+            "objective/accuracy_contrastive": Mean(num_first(logits), count),
+            "objective/chance": Mean(count / (1 + self.num_negatives), count),
             "target/codes": CodeUse(quantised.code_counts_GV),
         }
         return contrastive + count * self.diversity_weight * diversity, logs

@@ -1,23 +1,22 @@
 """Contrastive learning below, prediction of quantised frames above: w2v-BERT (arXiv 2108.06209, section 3)."""
 
+from collections.abc import Mapping
 from typing import final
 
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from ossicle.core.batch import Batch, ObjectiveOutput
+from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import ConfigError
 from ossicle.core.metrics import CodeUse, Mean, Metric
-from ossicle.core.shapes import Int64
+from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import embed_masked
 from ossicle.objective.contrastive import Contrastive
 from ossicle.ops.codes import count_groups
-from ossicle.ops.losses import feature_penalty, frame_deviation
 from ossicle.ops.masking import gather_frames
-from ossicle.target.base import QuantisedTarget
+from ossicle.target.base import Quantised, QuantisedTarget
 
 
 @final
@@ -45,6 +44,8 @@ class ContrastiveMasked(Contrastive):
         penalty_weight: Weight of the mean square of the frontend's frames; at 0 it is not computed.
         feature_dropout: Dropout of the frames that are quantised.
     """
+
+    reads_layers = True
 
     def __init__(
         self,
@@ -95,29 +96,13 @@ class ContrastiveMasked(Contrastive):
             )
 
     @override
-    def compare(
-        self,
-        model: SpeechEncoder,
-        batch: Batch,
-        masked_BM: Int64[Tensor, "B M"],
-        negatives_BMN: Int64[Tensor, "B M N"],
-        *,
-        seed: int,
-        step: int,
-    ) -> ObjectiveOutput:
-        features_BTC = model.local(batch.waveform_BS).features_BTC
-        normalised_BTC = model.normalise(features_BTC)
-        hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
-        quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
-        embedded_BTD = embed_masked(self.mask, model, normalised_BTC, masked_BM, batch, seed=seed)
-        encoded = model.encode(embedded_BTD, layers=True)
-        contrastive, told = self.tell_apart(encoded.layers[self.contrastive_layer], quantised, masked_BM, negatives_BMN)
-        count = contrastive.new_full((), float(masked_BM.numel()))
-        logs: dict[str, Metric] = {**told, "objective/accuracy_contrastive": told["objective/accuracy_masked"]}
-        if self.penalty_weight:
-            penalty = feature_penalty(features_BTC)
-            contrastive = contrastive + count * self.penalty_weight * penalty
-            logs["objective/feature_penalty"] = Mean(count * penalty.detach(), count)
+    def context(self, encoded: EncoderOutput) -> Float[Tensor, "B T D"]:
+        return encoded.layers[self.contrastive_layer]
+
+    @override
+    def complete(
+        self, loss_sum: Tensor, encoded: EncoderOutput, quantised: Quantised, masked_BM: Int64[Tensor, "B M"]
+    ) -> tuple[Tensor, Mapping[str, Metric]]:
         scores: Tensor = self.head(gather_frames(encoded.last_BTD, masked_BM))
         scores_PGV = scores.float().unflatten(-1, (self.target.num_groups, -1)).flatten(0, 1)
         codes_PG = quantised.codes_BMG.flatten(0, 1)
@@ -125,12 +110,10 @@ class ContrastiveMasked(Contrastive):
         prediction = entropy / self.target.num_groups
         predicted_PG = scores_PGV.detach().argmax(-1)
         right = (predicted_PG == codes_PG).float().mean(-1).sum()
-        loss_sum = self.contrastive_weight * contrastive + self.prediction_weight * prediction
-        logs |= {
-            "objective/loss": Mean(loss_sum.detach(), count),
+        count = loss_sum.new_full((), float(masked_BM.numel()))
+        logs: dict[str, Metric] = {
             "objective/prediction": Mean(prediction.detach(), count),
             "objective/accuracy_masked": Mean(right, count),
             "objective/codes": CodeUse(count_groups(predicted_PG, self.target.num_codes)),
-            "objective/output_std": Mean(count * frame_deviation(encoded.last_BTD), count),
         }
-        return ObjectiveOutput(loss_sum, count, logs)
+        return self.contrastive_weight * loss_sum + self.prediction_weight * prediction, logs

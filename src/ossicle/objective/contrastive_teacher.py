@@ -146,7 +146,8 @@ class ContrastiveTeacher(Objective):
         unit_BTF = functional.normalize(wanted_BTF.float(), dim=-1) * math.sqrt(wanted_BTF.shape[-1])
         logs = {
             "objective/loss": Mean(loss_sum.detach(), count),
-            "objective/accuracy": Mean(num_first(logits), count),
+            "objective/accuracy_contrastive": Mean(num_first(logits), count),
+            "objective/chance": Mean(count / (1 + self.num_negatives), count),
             "objective/output_std": Mean(count * frame_deviation(encoded_BTD), count),
             "target/std": Mean(count * frame_deviation(unit_BTF), count),
         }
