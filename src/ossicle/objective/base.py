@@ -1,6 +1,7 @@
-"""The contract of an objective, and what objectives share that mask frames."""
+"""The contract of an objective, and what objectives share that mask frames or learn from a teacher."""
 
 from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -12,6 +13,9 @@ from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import Mask
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.ops.masking import mask_indices
+from ossicle.target.base import Teacher
+
+TeacherT = TypeVar("TeacherT", bound=Teacher)
 
 
 class Objective(nn.Module, ABC):
@@ -57,6 +61,27 @@ class Objective(nn.Module, ABC):
         """
 
 
+class TaughtObjective(Objective, Generic[TeacherT]):
+    """Learns from a teacher, which takes what it needs of the student and follows it after every optimiser step.
+
+    Where another base holds the model against its needs, this one stands before it among the bases.
+
+    Attributes:
+        target: The teacher.
+    """
+
+    target: TeacherT
+
+    @override
+    def adopt(self, model: SpeechEncoder) -> None:
+        super().adopt(model)
+        self.target.adopt(model)
+
+    @override
+    def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
+        self.target.follow(model, step=step)
+
+
 class MaskingObjective(Objective):
     """Hides spans of the frontend's frames, and compares what the encoder makes of their places.
 
@@ -94,6 +119,19 @@ class MaskingObjective(Objective):
             length=self.mask_length,
             generator=generator(seed, batch.position, 0, "mask", batch.waveform_BS.device),
         )
+
+
+def require_teacher(target: nn.Module) -> Teacher:
+    """The target itself.
+
+    Raises:
+        ConfigError: It is no teacher.
+    """
+    if not isinstance(target, Teacher):
+        raise ConfigError(
+            f"this objective learns from a teacher, not from {type(target).__name__}", "set target=ema_teacher"
+        )
+    return target
 
 
 def embed_masked(

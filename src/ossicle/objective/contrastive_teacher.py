@@ -15,7 +15,7 @@ from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.running_copy import RunningCopy
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import Objective
+from ossicle.objective.base import TaughtObjective
 from ossicle.objective.contrastive import num_first
 from ossicle.ops.losses import contrastive_logits, frame_deviation
 from ossicle.ops.masking import gather_frames
@@ -33,7 +33,7 @@ class PredictorFactory(Protocol):
 
 
 @final
-class ContrastiveTeacher(Objective):
+class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
     """From disturbed speech, picks what a teacher makes of the clean speech's frame among the utterance's other frames.
 
     The student hears what augmentation left and what the model's SpecAugment hides; the teacher hears the clean speech,
@@ -87,12 +87,8 @@ class ContrastiveTeacher(Objective):
         self.teacher_project = RunningCopy(self.project)
 
     @override
-    def adopt(self, model: SpeechEncoder) -> None:
-        self.target.adopt(model)
-
-    @override
     def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
-        self.target.follow(model, step=step)
+        super().after_step(model, seed=seed, step=step)
         self.teacher_project.follow(self.project, self.target.momentum(step))
 
     @override

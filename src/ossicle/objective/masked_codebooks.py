@@ -14,14 +14,14 @@ from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import MaskingObjective, embed_masked
+from ossicle.objective.base import MaskingObjective, TaughtObjective, embed_masked
 from ossicle.ops.codes import count_groups
 from ossicle.ops.losses import frame_deviation
 from ossicle.ops.masking import gather_frames, unmasked_indices
 from ossicle.target.online_codebook import OnlineCodebook
 
 
-class MaskedCodebooks(MaskingObjective):
+class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
     """Predicts the code of every masked frame in each of the teacher's layers; subclasses say from what.
 
     loss sum = cross entropy, averaged over the codebooks and summed over masked frames (and over the others, times
@@ -71,15 +71,6 @@ class MaskedCodebooks(MaskingObjective):
     @abstractmethod
     def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "K P V"]:
         """Scores of the codes for some frames of each row, float32; the encoder's layers' outputs are there."""
-
-    @override
-    def adopt(self, model: SpeechEncoder) -> None:
-        super().adopt(model)
-        self.target.adopt(model)
-
-    @override
-    def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
-        self.target.follow(model, step=step)
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:

@@ -11,14 +11,14 @@ from ossicle.core.metrics import Mean, Metric
 from ossicle.core.shapes import Int64
 from ossicle.layer.mask import MaskFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import MaskingObjective, embed_masked
+from ossicle.objective.base import MaskingObjective, TaughtObjective, embed_masked, require_teacher
 from ossicle.ops.losses import frame_deviation, regression_loss
 from ossicle.ops.masking import gather_frames, unmasked_indices
 from ossicle.target.base import Teacher
 
 
 @final
-class Regression(MaskingObjective):
+class Regression(TaughtObjective[Teacher], MaskingObjective):
     """Predicts what a teacher that hears everything makes of the frames that the student does not hear.
 
     loss sum = over masked frames (and over the others, times ``unmasked_weight``), the squared distance of prediction
@@ -60,16 +60,7 @@ class Regression(MaskingObjective):
         self.mask_length = mask_length
         self.beta = beta
         self.unmasked_weight = unmasked_weight
-        self.predict = nn.Linear(dim, getattr(target, "dim", dim))
-
-    @override
-    def adopt(self, model: SpeechEncoder) -> None:
-        super().adopt(model)
-        self.target.adopt(model)
-
-    @override
-    def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
-        self.target.follow(model, step=step)
+        self.predict = nn.Linear(dim, target.dim or dim)
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
@@ -106,16 +97,3 @@ class Regression(MaskingObjective):
             "target/std": Mean(count * frame_deviation(wanted_BTD), count),
         }
         return ObjectiveOutput(loss_sum, count, logs)
-
-
-def require_teacher(target: nn.Module) -> Teacher:
-    """The target itself.
-
-    Raises:
-        ConfigError: It is no teacher.
-    """
-    if not isinstance(target, Teacher):
-        raise ConfigError(
-            f"this objective learns from a teacher, not from {type(target).__name__}", "set target=ema_teacher"
-        )
-    return target

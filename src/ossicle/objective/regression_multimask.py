@@ -13,15 +13,14 @@ from ossicle.core.seeds import generator
 from ossicle.core.shapes import Int64
 from ossicle.layer.decoder import DecoderFactory
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import MaskingObjective
-from ossicle.objective.regression import require_teacher
+from ossicle.objective.base import MaskingObjective, TaughtObjective, require_teacher
 from ossicle.ops.losses import frame_deviation, regression_loss
 from ossicle.ops.masking import gather_frames, masked_flags, unmasked_indices
 from ossicle.target.base import Teacher
 
 
 @final
-class RegressionMultimask(MaskingObjective):
+class RegressionMultimask(TaughtObjective[Teacher], MaskingObjective):
     """Predicts a teacher's frames from several maskings of each utterance, of which only unmasked frames are encoded.
 
     The frontend and the teacher hear an utterance once, whatever the number of its maskings; the encoder's blocks see
@@ -59,7 +58,7 @@ class RegressionMultimask(MaskingObjective):
         self.target = require_teacher(target)
         if num_masks < 1 or beta < 0:
             raise ConfigError(f"objective.num_masks={num_masks}, beta={beta}", "at least one masking, beta 0 or more")
-        self.decoder = decoder(dim=dim, out_dim=getattr(target, "dim", dim))
+        self.decoder = decoder(dim=dim, out_dim=target.dim or dim)
         self.num_masks = num_masks
         self.mask_start_probability = mask_start_probability
         self.mask_length = mask_length
@@ -67,17 +66,12 @@ class RegressionMultimask(MaskingObjective):
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
-        super().adopt(model)
         if not model.drops_frames:
             raise ConfigError(
                 "this objective encodes unmasked frames alone, which the encoder cannot",
                 "set encoder=transformer, or objective=regression",
             )
-        self.target.adopt(model)
-
-    @override
-    def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
-        self.target.follow(model, step=step)
+        super().adopt(model)
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:

@@ -74,9 +74,11 @@ class Teacher(nn.Module, ABC):
         read: What is read of each: see :class:`~ossicle.layer.layer_reader.LayerReader`.
 
     Attributes:
+        dim: Width of its frames (D), or None where that is the student's.
         shares_frontend: Whether the frontend is the student's own, so that its frames need not be made twice.
     """
 
+    dim: int | None = None
     shares_frontend: bool = False
 
     def __init__(self, clock: FrameClock, feature_dim: int, *, top_layers: int, read: Read) -> None:
@@ -140,8 +142,8 @@ class Teacher(nn.Module, ABC):
             features_BTC: The student's frontend's frames: see :meth:`hear`.
         """
         x_BTD = self.hear(batch, features_BTC)
-        reader = self._reader = self._reader or LayerReader(self.model, self.read)
-        outputs = reader(lambda layers: self.model.encode(x_BTD, layers=layers))[-self.top_layers :]
+        assert self._reader is not None, "a teacher is held against its needs before it is asked"
+        outputs = self._reader(lambda layers: self.model.encode(x_BTD, layers=layers))[-self.top_layers :]
         with torch.autocast(x_BTD.device.type, enabled=False):
             return tuple(self.norm(output.float()) for output in outputs)
 
