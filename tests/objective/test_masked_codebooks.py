@@ -126,6 +126,22 @@ def test_a_few_steps_learn_codes_that_stand_still(kind: type[MaskedCodebooks]) -
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize(("kind", "asked"), [(LastLayerCodebooks, False), (LayerwiseCodebooks, True)])
+def test_every_layers_output_is_kept_only_where_it_is_read(
+    kind: type[MaskedCodebooks], asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    objective, heard, forward = make(kind, model), [], model.encoder.forward
+
+    def recorded(*arguments: Tensor | None, **options: object) -> object:
+        heard.append(options["layers"])
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model.encoder, "forward", recorded)  # the teacher's is another
+    objective(model, small_batch(), seed=0, step=0)
+    assert heard == [asked]
+
+
 @KINDS
 def test_no_step_reads_a_value_on_the_host(kind: type[MaskedCodebooks]) -> None:
     model = small_model()

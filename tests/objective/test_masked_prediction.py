@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typing_extensions import override
 
-from ossicle.core.batch import Batch
+from ossicle.core.batch import Batch, EncoderOutput
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.layer.heads import CosineHead, LinearHead
@@ -159,7 +159,7 @@ def test_frames_of_weight_zero_get_no_gradient(
     model: SpeechEncoder, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch, unmasked_weight: float
 ) -> None:
     objective = make(model, mask=Identity, unmasked_weight=unmasked_weight, penalty_weight=0.0)
-    monkeypatch.setattr(model, "encode", lambda x: type("Output", (), {"last_BTD": x})())  # frames do not meet
+    monkeypatch.setattr(model, "encode", lambda x, **_: EncoderOutput(x))  # frames do not meet
     masked = draw(4, 49, 20)
     objective.predict(model, make_batch(classes=7), masked, seed=0).loss_sum.backward()
     assert isinstance(objective.mask, Identity)

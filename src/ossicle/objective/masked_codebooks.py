@@ -40,6 +40,9 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
         ConfigError: The target has no codebooks.
     """
 
+    reads_layers = False
+    """Whether :meth:`logits` reads the output of every layer."""
+
     def __init__(
         self,
         target: OnlineCodebook,
@@ -70,7 +73,12 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
 
     @abstractmethod
     def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "K P V"]:
-        """Scores of the codes for some frames of each row, float32; the encoder's layers' outputs are there."""
+        """Scores of the codes for some frames of each row, float32.
+
+        Args:
+            encoded: What the encoder made of the masked frames; every layer's output where ``reads_layers``.
+            frames_BM: The frames that are scored, P = B * M of them.
+        """
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
@@ -90,7 +98,7 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
         features_BTC = model.local(batch.waveform_BS).features_BTC
         wanted_KBT = self.target.codes(batch, features_BTC)
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
-        encoded = model.encode(embedded_BTD, layers=True)
+        encoded = model.encode(embedded_BTD, layers=self.reads_layers)
         loss_sum, right, predicted_KP, chosen_KP = self._classify(encoded, wanted_KBT, masked_BM)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         logs: dict[str, Metric] = {
@@ -142,6 +150,8 @@ class LayerwiseCodebooks(MaskedCodebooks):
 
     The arguments are those of :class:`MaskedCodebooks`.
     """
+
+    reads_layers = True
 
     @override
     def make_heads(self, dim: int) -> nn.ModuleList:

@@ -109,7 +109,7 @@ class MaskedPrediction(MaskingObjective):
             )
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
         # asked for only where they are read: keeping every layer's output costs memory
-        output = model.encode(embedded_BTD, layers=True) if self.reads_layers else model.encode(embedded_BTD)
+        output = model.encode(embedded_BTD, layers=self.reads_layers)
 
         masked = self._classify(output.last_BTD, labels_BT, masked_BM)
         loss_sum, count = self.masked_weight * masked.loss_sum, masked.count
