@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int64
+from ossicle.ops.codes import one_hot
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,9 @@ class GumbelCodes(Quantiser):
             logits = self.logits(functional.relu(self.enter(x_BTC.float())))
             logits_BTGV = logits.unflatten(-1, (self.num_groups, self.num_codes))
             if self.training:
-                noise = -torch.empty_like(logits_BTGV).exponential_().clamp_min(1e-30).log()
+                noise = (
+                    -torch.empty_like(logits_BTGV).exponential_().clamp_min(torch.finfo(logits_BTGV.dtype).tiny).log()
+                )
                 noisy = (logits_BTGV + noise) / self.temperature_now
                 codes, soft = noisy.argmax(-1), noisy.softmax(-1)
                 choice = one_hot(codes, soft) + (soft - soft.detach())  # exactly one-hot in value
@@ -155,11 +158,6 @@ class KMeansCodes(Quantiser):
             commit = (z_BTGD - e_BTGD.detach()).square().sum((-1, -2)).mean()
             through_BTGD = e_BTGD.detach() + (z_BTGD - z_BTGD.detach())  # exactly the code in value
         return Coded(through_BTGD.flatten(2), codes_BTG, pull + self.commitment * commit)
-
-
-def one_hot(codes: Int64[Tensor, "..."], like: Tensor) -> Tensor:
-    """One-hot vectors of codes; torch's own function reads values on the host."""
-    return torch.zeros_like(like).scatter(-1, codes.unsqueeze(-1), 1.0)
 
 
 def nearest(x_BTGD: Float[Tensor, "B T G D"], codebook_GVD: Float[Tensor, "G V D"]) -> Int64[Tensor, "B T G"]:

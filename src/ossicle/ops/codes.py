@@ -21,10 +21,22 @@ def count_codes(codes: Int64[Tensor, "..."], num_codes: int) -> Float[Tensor, " 
 
 
 def count_groups(codes_PG: Int64[Tensor, "P G"], num_codes: int) -> Float[Tensor, "G V"]:
-    """How often each code of each codebook occurs, float32.
+    """How often each code of each codebook occurs, float32, shape (G, V): one count for all codebooks.
 
     Args:
         codes_PG: A code of each codebook in [0, V), int64.
         num_codes: Codes of each codebook (V).
     """
-    return torch.stack([count_codes(codes, num_codes) for codes in codes_PG.unbind(1)])
+    groups = codes_PG.shape[1]
+    firsts_G = torch.arange(groups, device=codes_PG.device) * num_codes
+    return count_codes(codes_PG + firsts_G, groups * num_codes).view(groups, num_codes)
+
+
+def one_hot(codes: Int64[Tensor, "..."], like: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
+    """One-hot vectors of codes; torch.nn.functional.one_hot reads values on the host.
+
+    Args:
+        codes: Codes in [0, V), int64.
+        like: Any tensor of the result's shape, type and device.
+    """
+    return torch.zeros_like(like).scatter(-1, codes.unsqueeze(-1), 1.0)

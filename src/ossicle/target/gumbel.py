@@ -9,7 +9,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
 from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float
-from ossicle.ops.codes import count_codes
+from ossicle.ops.codes import count_groups, one_hot
 from ossicle.target.base import Quantised, QuantisedTarget
 
 
@@ -73,12 +73,6 @@ class GumbelQuantiser(QuantisedTarget):
         exponential = torch.empty_like(like).exponential_(generator=source)
         return -exponential.clamp_min(torch.finfo(like.dtype).tiny).log()
 
-    @staticmethod
-    def _one_hot(codes: Tensor, like: Tensor) -> Tensor:
-        return torch.zeros_like(like).scatter(
-            -1, codes.unsqueeze(-1), 1.0
-        )  # functional.one_hot reads values on the host
-
     @override
     def forward(self, features_BMC: Float[Tensor, "B M C"], *, seed: int, position: int, step: int) -> Quantised:
         rows, masked, _ = features_BMC.shape
@@ -86,15 +80,15 @@ class GumbelQuantiser(QuantisedTarget):
         with torch.autocast(features_BMC.device.type, enabled=False):
             logits = functional.linear(features_BMC.float(), self.logits.weight, self.logits.bias).reshape(shape_PGV)
             likeliest = logits.argmax(-1)
-            counts = torch.stack([count_codes(codes, self.num_codes) for codes in likeliest.unbind(1)])
+            counts = count_groups(likeliest, self.num_codes)
             if self.training:
                 noisy = (logits + self._noise(logits.detach(), seed, position)) / self.temperature_at(step)
                 codes, soft = noisy.argmax(-1), noisy.softmax(-1)
                 # added so that the forward value is exactly one-hot: frames with equal codes get equal vectors
-                choice = self._one_hot(codes, soft) + (soft - soft.detach())
+                choice = one_hot(codes, soft) + (soft - soft.detach())
                 probabilities = logits.softmax(-1).mean(0)
             else:
-                codes, choice = likeliest, self._one_hot(likeliest, logits)
+                codes, choice = likeliest, one_hot(likeliest, logits)
                 probabilities = counts / len(logits)
             vectors = torch.einsum("pgv,gvd->pgd", choice, self.codebook_GVD)
         return Quantised(
