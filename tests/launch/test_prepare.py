@@ -5,6 +5,7 @@ from rich.console import Console
 
 from ossicle.core.errors import ConfigError
 from ossicle.data.card import SplitSummary, Summary
+from ossicle.data.index import DatasetIndex
 from ossicle.data.prepare import Share
 from ossicle.launch.config import compose
 from ossicle.launch.prepare import num_cores, share_of, table_of, task
@@ -38,6 +39,22 @@ def test_a_part_may_be_done_alone_and_the_last_writes_the_card(tmp_path: Path) -
         assert not (tmp_path / "parts" / "dataset.json").exists()
         task(compose("prepare", [*SMALL, "parts=3", f"part={part}", f"output={tmp_path / 'parts'}"]))
     assert (tmp_path / "parts" / "dataset.json").exists()
+
+
+def test_verify_is_a_switch_that_finds_a_changed_byte(tmp_path: Path) -> None:
+    task(compose("prepare", [*SMALL, f"output={tmp_path / 'data'}"]))
+    line = ("prepare", "corpus=synthetic", f"output={tmp_path / 'data'}", "--verify", "workers=1")
+    ran = ossicle(*line, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "utterances are as they were written" in ran.stdout
+    index = DatasetIndex.load(tmp_path / "data", "train")
+    with index.shard_paths[0].open("r+b") as file:
+        file.seek(int(index.rows["audio_offset"][0]) + 100)
+        file.write(b"damage")
+    ran = ossicle(*line, cwd=tmp_path)
+    assert ran.returncode == 1
+    assert "1 parts of" in ran.stderr
+    assert "the audio of train row 0 in shard-000000.tar" in ran.stderr
 
 
 def test_a_cluster_is_asked_for_no_gpu() -> None:

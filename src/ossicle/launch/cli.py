@@ -55,6 +55,8 @@ HELP = frozenset({"-h", "--help"})
 
 RESPELT = {"label": {"layer": "source_layer"}}
 
+SWITCHES = {"prepare": {"--verify": "verify=true"}}
+
 MULTIRUN = frozenset({"-m", "--multirun"})
 
 # Hydra's options that say what to do with a config; a run on a cluster is none of them, and becomes a multirun.
@@ -84,7 +86,9 @@ def task_of(command: str) -> Callable[["DictConfig"], object]:
 
 
 def respelt(command: str, argument: str) -> str:
-    """An argument with the key that Hydra is to find: it takes a word that is a group of parts for nothing else."""
+    """An argument as Hydra takes it: a word that is a group of parts is no key to it, and it knows no switch of ours."""
+    if argument in SWITCHES.get(command, {}):
+        return SWITCHES[command][argument]
     key, equals, value = argument.partition("=")
     return f"{RESPELT.get(command, {}).get(key, key)}{equals}{value}"
 
