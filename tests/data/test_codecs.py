@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.io import wavfile
 from scipy.signal import correlate
 
+from benchmarks.codecs import measure
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.data.audio import decode
 from ossicle.data.codecs import CODECS, codec_named, with_fixed_serial
@@ -117,3 +118,11 @@ def test_audio_that_is_cut_off_is_refused(name: str) -> None:
 def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="flac, opus, pcm"):
         codec_named("mp3")
+
+
+def test_what_a_codec_takes_is_measured() -> None:
+    waves = [sweep(48_000), sweep(64_000)]
+    found = {name: measure(waves, name, passes=1) for name in CODECS}
+    sizes = {name: record["mb_an_hour"] for name, record in found.items()}
+    assert sizes["opus"] < sizes["flac"] < sizes["pcm"] == pytest.approx(115.2, rel=1e-3)
+    assert all(record[key] > 0 for record in found.values() for key in ("whole", "crops", "crops_of_long", "encode"))

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import Counter
 from itertools import islice
 
@@ -6,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.lengths import drawn_lengths
+from benchmarks.planning import measure
 from ossicle.core.errors import ConfigError
 from ossicle.core.world import World
 from ossicle.data.buckets import Shapes
@@ -147,3 +150,17 @@ def test_only_two_epochs_are_kept() -> None:
     for position in range(60):
         plan.batch(position)
     assert len(plan._epochs) == 2
+
+
+def test_a_plan_of_many_utterances_takes_few_bytes_of_each() -> None:
+    rows = np.zeros(300_000, dtype=[*FIELDS, ("language", "<u2")])
+    rows["samples"] = drawn_lengths(len(rows))
+    rows["shard"] = np.arange(len(rows)) // 2_000
+    rows["language"] = np.arange(len(rows)) % 7
+    tracemalloc.start()
+    records = {record["what"]: record for record in measure(rows, languages=7, alpha=0.5, num_shapes=18)}
+    held, peak = (size / len(rows) for size in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    assert peak < 80  # numpy alone: a list of their numbers and a batch of them would take more than that
+    assert held < 2
+    assert records["a batch of epoch 1,000,000"]["seconds"] < 5

@@ -86,7 +86,7 @@ def task_of(command: str) -> Callable[["DictConfig"], object]:
 
 
 def respelt(command: str, argument: str) -> str:
-    """An argument as Hydra takes it: a word that is a group of parts is no key to it, and it knows no switch of ours."""
+    """An argument as Hydra takes it: a word that is a group of parts is no key to it, and it has no switch of ours."""
     if argument in SWITCHES.get(command, {}):
         return SWITCHES[command][argument]
     key, equals, value = argument.partition("=")
