@@ -9,7 +9,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from data_prep.recordings import BYTES_PER_S, Recording, Recordings, file_size, guess_seconds
+from data_prep.recordings import BYTES_PER_S, Recording, Recordings, file_size, guess_seconds, suffix_of
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.seeds import derive_seed
 
@@ -17,6 +17,47 @@ MANIFEST_NAME = "manifest.tsv"
 PHONES_NAME = "phones.tsv"
 _LOG = logging.getLogger(__name__)
 _MANY_FOLDERS = 20
+
+
+class _Splits:
+    """Draws each key's split by its hash alone; where none falls to dev or test, the nearest key goes there.
+
+    All keys are seen once before the first is asked for, and only the nearest of them are kept.
+
+    Args:
+        dev_fraction: Fraction of keys for dev.
+        test_fraction: Fraction for test.
+    """
+
+    def __init__(self, dev_fraction: float, test_fraction: float) -> None:
+        self.fractions = {"dev": dev_fraction, "test": test_fraction}
+        self._drawn: set[str] = set()
+        self._nearest: list[tuple[float, str]] = []  # of train: one for dev, one for test, and one that stays
+
+    def see(self, key: str) -> None:
+        """Count a key, which may come again."""
+        place, split = self._draw(key)
+        self._drawn.add(split)
+        if split != "train" or (len(self._nearest) == 3 and place >= self._nearest[-1][0]):
+            return
+        if (place, key) not in self._nearest:
+            self._nearest = sorted([*self._nearest, (place, key)])[:3]
+
+    def of(self, key: str) -> str:
+        """A key's split."""
+        spare, moved = [near for _, near in self._nearest], dict[str, str]()
+        for split, fraction in self.fractions.items():
+            if fraction > 0 and split not in self._drawn and len(spare) > 1:
+                moved[spare.pop(0)] = split
+        return moved.get(key) or self._draw(key)[1]
+
+    def _draw(self, key: str) -> tuple[float, str]:
+        place, bound = derive_seed(0, "split", key) / 2**63, 0.0
+        for split, fraction in self.fractions.items():
+            bound += fraction
+            if place < bound:
+                return place, split
+        return place, "train"
 
 
 @dataclass(frozen=True)
@@ -36,7 +77,8 @@ class FolderCorpus(Recordings):
     A manifest is tab-separated UTF-8 with a header; the column path is needed, and lang, speaker, text, split and
     duration_s are read where they are there. A phones.tsv beside it (path, start_s, end_s, phone) gives timed phones.
     Without a manifest a file's speaker is its folder, and its split is drawn by a hash: of the folder where there are
-    many, so that a speaker is in one split alone, else of the file's own path.
+    many, so that a speaker is in one split alone, else of the file's own path. The folder is walked twice for that, and
+    nothing is kept of it; with a manifest its rows, and the names of all files, are in memory.
 
     Args:
         input: The folder.
@@ -69,8 +111,7 @@ class FolderCorpus(Recordings):
     def sources(self) -> Iterator[FolderSource]:
         found = self.input / MANIFEST_NAME
         manifest = self.manifest if self.manifest is not None or not found.is_file() else found
-        files = list(self._walk())
-        sources = self._from_folders(files) if manifest is None else self._from_manifest(manifest, files)
+        sources = self._from_folders() if manifest is None else self._from_manifest(manifest, list(self._walk()))
         empty = True
         for source in sources:
             empty = False
@@ -89,14 +130,15 @@ class FolderCorpus(Recordings):
         yield from self._visit(entries, {os.path.realpath(self.input)})
 
     def _visit(self, entries: Iterable["os.DirEntry[str]"], visited: set[str]) -> Iterator[tuple[str, int, str]]:
+        begin = len(str(self.input).rstrip("/")) + 1
         for entry in entries:
-            path = Path(entry.path).relative_to(self.input).as_posix()
+            path = entry.path[begin:]
             if entry.name.startswith("."):
                 continue
             try:
                 if entry.is_dir():
                     yield from self._descend(entry, visited)
-                elif Path(entry.name).suffix.lower() in BYTES_PER_S:
+                elif suffix_of(entry.name) in BYTES_PER_S:
                     size = entry.stat().st_size
                     yield path, size, "" if entry.is_file() else f"{entry.path} is no regular file"
             except OSError as error:
@@ -108,15 +150,20 @@ class FolderCorpus(Recordings):
             below = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
             yield from self._visit(below, visited | {real})
 
-    def _from_folders(self, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
-        folders = {Path(path).parent.as_posix() for path, _, _ in files}
+    def _from_folders(self) -> Iterator[FolderSource]:
+        of_folders, of_files, folders = self._splits(), self._splits(), set[str]()
+        for path, _, _ in self._walk():
+            folder = path.rpartition("/")[0] or "."
+            of_folders.see(folder)
+            of_files.see(path)
+            if len(folders) < _MANY_FOLDERS:
+                folders.add(folder)
         by_folder = len(folders) >= _MANY_FOLDERS
-        splits = self._splits(folders if by_folder else {path for path, _, _ in files})
-        for path, size, problem in files:
-            folder = Path(path).parent.as_posix()
+        for path, size, problem in self._walk():
+            folder = path.rpartition("/")[0] or "."
             yield FolderSource(
                 name=path,
-                split=splits[folder if by_folder else path],
+                split=of_folders.of(folder) if by_folder else of_files.of(path),
                 seconds=guess_seconds(path, size),
                 path=path,
                 bytes=size,
@@ -127,7 +174,10 @@ class FolderCorpus(Recordings):
     def _from_manifest(self, manifest: Path, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
         rows = list(_read_table(manifest, {"path"}))
         phones = _read_phones(manifest.parent / PHONES_NAME)
-        splits = self._splits({row["path"] for _, row in rows if not row.get("split")})
+        splits = self._splits()
+        for _, row in rows:
+            if not row.get("split"):
+                splits.see(row["path"])
         sizes = {path: size for path, size, _ in files}
         listed: set[str] = set()
         for line, row in rows:
@@ -140,7 +190,7 @@ class FolderCorpus(Recordings):
                 problem = problem or f"{manifest}, line {line}: there is no file {self.input / path}"
             yield FolderSource(
                 name=f"{path} (line {line})" if path in listed else path,
-                split=row.get("split") or splits[path],
+                split=row.get("split") or splits.of(path),
                 seconds=_number(row.get("duration_s", "")) or guess_seconds(path, size or 0),
                 path=path,
                 bytes=size or 0,
@@ -161,16 +211,8 @@ class FolderCorpus(Recordings):
             reason = problem or f"{manifest} has no row for it"
             yield FolderSource(path, "train", guess_seconds(path, size), path=path, bytes=size, problem=reason)
 
-    def _splits(self, keys: Iterable[str]) -> dict[str, str]:
-        """Draw each key's split by its hash alone; where none falls to dev or test, the nearest key goes there."""
-        places = sorted((derive_seed(0, "split", key) / 2**63, key) for key in set(keys))
-        bounds = {"dev": self.dev_fraction, "test": self.dev_fraction + self.test_fraction}
-        splits = {key: next((split for split, end in bounds.items() if place < end), "train") for place, key in places}
-        for split, fraction in (("dev", self.dev_fraction), ("test", self.test_fraction)):
-            spare = [key for _, key in places if splits[key] == "train"]
-            if fraction > 0 and len(spare) > 1 and split not in splits.values():
-                splits[spare[0]] = split
-        return splits
+    def _splits(self) -> _Splits:
+        return _Splits(self.dev_fraction, self.test_fraction)
 
 
 def _read_table(path: Path, needed: set[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -130,7 +130,12 @@ def describe(source: Recording, num_samples: int) -> Utterance:
 
 def guess_seconds(path: str, size: int) -> float:
     """About how long a file is, by its suffix and its size in bytes."""
-    return size / BYTES_PER_S.get(Path(path).suffix.lower(), 32_000)
+    return size / BYTES_PER_S.get(suffix_of(path), 32_000)
+
+
+def suffix_of(path: str) -> str:
+    """A file's suffix in lower case. pathlib's remembers the names of all files that it is asked for."""
+    return f".{path.rpartition('.')[2].lower()}"
 
 
 def file_size(path: Path) -> int | None:

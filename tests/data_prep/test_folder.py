@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data_prep.folder import FolderCorpus
+from data_prep.folder import FolderCorpus, _Splits
 from ossicle.core.errors import ConfigError, DataError
+from ossicle.core.seeds import derive_seed
 from ossicle.data.card import Summary
 from ossicle.data.index import DatasetIndex
 from ossicle.data.prepare import prepare, verify
@@ -127,6 +131,47 @@ def test_without_a_manifest_a_folder_of_many_is_in_one_split(tmp_path: Path) -> 
     (root / "s99" / "0.wav").touch()
     grown = {source.path: source.split for source in FolderCorpus(root, None, 0.1, 0.2).sources()}
     assert {path: grown[path] for path in splits} == splits
+
+
+def drawn(keys: list[str], dev_fraction: float, test_fraction: float) -> dict[str, str]:
+    """What the splits should be, with all keys in memory."""
+    places = sorted((derive_seed(0, "split", key) / 2**63, key) for key in set(keys))
+    bounds = {"dev": dev_fraction, "test": dev_fraction + test_fraction}
+    splits = {key: next((split for split, end in bounds.items() if place < end), "train") for place, key in places}
+    for split, fraction in (("dev", dev_fraction), ("test", test_fraction)):
+        spare = [key for _, key in places if splits[key] == "train"]
+        if fraction > 0 and len(spare) > 1 and split not in splits.values():
+            splits[spare[0]] = split
+    return splits
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(0, 60).map(str), min_size=1, max_size=60),
+    st.sampled_from((0.0, 0.02, 0.4)),
+    st.sampled_from((0.0, 0.02, 0.4)),
+)
+def test_splits_are_drawn_without_the_keys_in_memory_as_with_them(keys: list[str], dev: float, test: float) -> None:
+    splits = _Splits(dev, test)
+    for key in keys:
+        splits.see(key)
+    assert {key: splits.of(key) for key in keys} == drawn(keys, dev, test)
+
+
+@pytest.mark.parametrize("per_folder", [50, 400], ids=["many folders", "few folders"])
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path, per_folder: int) -> None:
+    peaks = {}
+    for number in (400, 2_400):
+        root = tmp_path / f"{number}"
+        for file in range(number):
+            folder = root / f"{file // per_folder}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{file:06d}.flac").touch()
+        tracemalloc.start()
+        assert sum(1 for _ in FolderCorpus(root).sources()) == number
+        peaks[number] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[2_400] - peaks[400] < 2_000 * 10  # a file's path alone takes more than 60
 
 
 def test_few_files_still_give_every_split(tmp_path: Path) -> None:
