@@ -13,7 +13,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.ops.grouped_convolution import grouped_convolution
 from ossicle.ops.strided_convolution import strided_convolution
-from ossicle.ops.windows import normalised_windows
+from ossicle.ops.windows import activated_windows, normalised_filters
 
 
 class WaveConvolution(nn.Module, ABC):
@@ -104,8 +104,9 @@ class NormalisedConvolution(WaveConvolution):
     def forward(
         self, x_BTC: Float[Tensor, "B T C"], num_frames: int, valid_BT: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B Ts O"]:
-        normed_BTC = normalised_windows(
-            x_BTC.squeeze(2),
+        waveform_BS = x_BTC.squeeze(2)
+        filters_BKC, bias_BC = normalised_filters(
+            waveform_BS,
             self.conv.weight.squeeze(1),
             self.norm.weight,
             self.norm.bias,
@@ -114,7 +115,7 @@ class NormalisedConvolution(WaveConvolution):
             epsilon=self.norm.eps,
             valid_BT=valid_BT,
         )
-        return functional.gelu(normed_BTC)
+        return activated_windows(waveform_BS, filters_BKC, bias_BC, self.stride)
 
 
 def wave_convolution(in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool) -> nn.Conv1d:

@@ -1,14 +1,26 @@
-"""Convolution of a waveform and the norm over time after it, folded into one matrix product for each row."""
+"""Convolution of a waveform, the norm over time after it, and GELU: one matrix product for each row, and no more.
 
+On a GPU the product, its bias and GELU are one Triton kernel, and nothing of size (B, T, C) is kept for the gradient:
+the way back makes the product again, which has ten terms. On a CPU that would cost more than it saves.
+"""
+
+import functools
+import importlib.util
+import logging
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Bool, Float
 
+_logger = logging.getLogger(__name__)
 
-def normalised_windows(
+
+def normalised_filters(
     waveform_BS: Float[Tensor, "B S"],
     weight_CK: Float[Tensor, "C K"],
     scale_C: Float[Tensor, " C"],
@@ -18,12 +30,12 @@ def normalised_windows(
     num_frames: int,
     epsilon: float,
     valid_BT: Bool[Tensor, "B T"] | None = None,
-) -> Float[Tensor, "B Ts C"]:
-    """A bank of filters over a waveform, each normalised over a row's frames to mean 0 and variance 1, then scaled.
+) -> tuple[Float[Tensor, "B K C"], Float[Tensor, "B C"]]:
+    """Filters whose output over a waveform is that of a bank normalised over a row's frames to mean 0 and variance 1.
 
     A filter's output is linear in the window that it sees, so its mean and variance over time follow from the windows'
     mean (K values) and covariance (K x K). The norm then becomes another weight and bias for each row: nothing of size
-    (B, T, C) is read or written for it, and nothing but the windows is kept for its gradient.
+    (B, T, C) is read or written for it.
 
     Args:
         waveform_BS: Samples, S divisible by the stride, shape (B, S).
@@ -36,11 +48,9 @@ def normalised_windows(
         valid_BT: True where a frame is real, shape (B, T), or None where all are: statistics are those of real frames.
 
     Returns:
-        Shape (B, S / stride, C); places from T on hold nothing of meaning.
+        Filters of each row (B, K, C) and what is added to their output (B, C), in the type that products have.
     """
-    rows, taps = len(waveform_BS), weight_CK.shape[1]
-    padded_BS = torch.nn.functional.pad(waveform_BS, (0, taps))
-    windows_BTK = padded_BS.unfold(1, taps, stride)[:, : waveform_BS.shape[1] // stride]
+    windows_BTK = _windows(waveform_BS, weight_CK.shape[1], stride)
     device = waveform_BS.device.type
     mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if mixed else nullcontext():
@@ -53,8 +63,40 @@ def normalised_windows(
         folded_BKC = wide_CK.T * gain_BC[:, None]
         bias_BC = shift_C.to(dtype) - mean_BC * gain_BC
     out_dtype = torch.get_autocast_dtype(device) if mixed else weight_CK.dtype
-    products = windows_BTK.to(out_dtype), folded_BKC.to(out_dtype)
-    return torch.baddbmm(bias_BC.to(out_dtype).view(rows, 1, -1), *products)
+    return folded_BKC.to(out_dtype), bias_BC.to(out_dtype)
+
+
+def activated_windows(
+    waveform_BS: Float[Tensor, "B S"], filters_BKC: Float[Tensor, "B K C"], bias_BC: Float[Tensor, "B C"], stride: int
+) -> Float[Tensor, "B Ts C"]:
+    """GELU of filters over a waveform, which gets no gradient.
+
+    Args:
+        waveform_BS: Samples, S divisible by the stride, shape (B, S).
+        filters_BKC: Filters of each row.
+        bias_BC: What is added to their output.
+        stride: Samples between windows.
+
+    Returns:
+        Shape (B, S / stride, C), of the filters' type; windows that reach past the waveform see zeros there.
+    """
+    if waveform_BS.device.type == "cuda" and kernel_refusal(filters_BKC.dtype) is None:
+        with torch.autocast("cuda", enabled=False):
+            return _forward(waveform_BS.detach(), filters_BKC, bias_BC, stride)
+    return activated_windows_reference(waveform_BS, filters_BKC, bias_BC, stride)
+
+
+def activated_windows_reference(
+    waveform_BS: Float[Tensor, "B S"], filters_BKC: Float[Tensor, "B K C"], bias_BC: Float[Tensor, "B C"], stride: int
+) -> Float[Tensor, "B Ts C"]:
+    """:func:`activated_windows` in plain torch, differentiated by autograd: what the kernels are held to."""
+    windows_BTK = _windows(waveform_BS, filters_BKC.shape[1], stride)
+    return functional.gelu(torch.baddbmm(bias_BC[:, None], windows_BTK.to(filters_BKC.dtype), filters_BKC))
+
+
+def _windows(waveform_BS: Tensor, taps: int, stride: int) -> Tensor:
+    """What each place sees, (B, S / stride, K), as a view."""
+    return functional.pad(waveform_BS, (0, taps)).unfold(1, taps, stride)[:, : waveform_BS.shape[1] // stride]
 
 
 def _moments(windows_BTK: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -68,3 +110,86 @@ def _moments(windows_BTK: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tens
     mean_BK = windows_BTK.masked_fill(~real_BT1, 0).sum(1) / count_B[:, None]
     centred_BTK = (windows_BTK - mean_BK[:, None]).masked_fill(~real_BT1, 0)
     return mean_BK, centred_BTK.mT @ centred_BTK / count_B[:, None, None]
+
+
+@functools.cache
+def kernel_refusal(dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot serve a type on a GPU, or None where they can; logged when it is first asked."""
+    reason = None
+    if importlib.util.find_spec("triton") is None:
+        reason = "triton is not installed"
+    elif dtype not in {torch.float32, torch.bfloat16, torch.float16}:
+        reason = f"they do not compute in {dtype}"
+    if reason is None:
+        _logger.info("the first convolution runs as one Triton kernel with its norm and GELU (%s)", dtype)
+    else:
+        _logger.warning("the first convolution runs in plain torch, not as a Triton kernel: %s", reason)
+    return reason
+
+
+@torch.library.custom_op("ossicle::activated_windows", mutates_args=())
+def _forward(waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: int) -> Tensor:
+    # Only here: triton is slow to import, and CPU runs need none of it.
+    from ossicle.ops import windows_triton  # noqa: PLC0415
+
+    return windows_triton.forward(waveform_BS, filters_BKC, bias_BC, stride)
+
+
+@_forward.register_fake
+def _forward_shape(waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: int) -> Tensor:  # noqa: ARG001
+    return filters_BKC.new_empty(len(waveform_BS), waveform_BS.shape[1] // stride, filters_BKC.shape[2])
+
+
+@torch.library.custom_op("ossicle::activated_windows_backward", mutates_args=())
+def _backward(
+    grad_BTC: Tensor, waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: int
+) -> tuple[Tensor, Tensor]:
+    from ossicle.ops import windows_triton  # noqa: PLC0415
+
+    return windows_triton.backward(grad_BTC.contiguous(), waveform_BS, filters_BKC, bias_BC, stride)
+
+
+@_backward.register_fake
+def _backward_shapes(
+    grad_BTC: Tensor,  # noqa: ARG001
+    waveform_BS: Tensor,  # noqa: ARG001
+    filters_BKC: Tensor,
+    bias_BC: Tensor,
+    stride: int,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(filters_BKC), torch.empty_like(bias_BC)
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
+    """Keep what the way back needs: nothing that has frames and channels."""
+    *tensors, stride = inputs
+    ctx.save_for_backward(*tensors)
+    setattr(ctx, "stride", stride)  # noqa: B010
+
+
+def _gradient(ctx: torch.autograd.function.FunctionCtx, grad_BTC: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    """Gradients of filters and bias."""
+    saved = cast("tuple[Tensor, Tensor, Tensor]", getattr(ctx, "saved_tensors"))  # noqa: B009
+    grad_filters_BKC, grad_bias_BC = _backward(grad_BTC, *saved, getattr(ctx, "stride"))  # noqa: B009
+    return None, grad_filters_BKC, grad_bias_BC, None
+
+
+_forward.register_autograd(_gradient, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.ossicle.activated_windows)
+def _forward_flops(
+    waveform_shape: tuple[int, ...], filters_shape: tuple[int, ...], _bias: object, stride: int, **_: object
+) -> int:
+    """Two operations for each multiply-accumulate of the product: B T K C."""
+    rows, taps, channels = filters_shape
+    return 2 * rows * (waveform_shape[1] // stride) * taps * channels
+
+
+@register_flop_formula(torch.ops.ossicle.activated_windows_backward)
+def _backward_flops(
+    grad_shape: tuple[int, ...], _waveform: object, filters_shape: tuple[int, ...], *_: object, **__: object
+) -> int:
+    """The product again, and the filters' gradient."""
+    rows, frames, channels = grad_shape
+    return 2 * 2 * rows * frames * filters_shape[1] * channels
