@@ -10,12 +10,11 @@ from torch import nn
 from typing_extensions import override
 
 from ossicle.core.batch import Batch, ObjectiveOutput
-from ossicle.core.errors import ConfigError
 from ossicle.core.seeds import derive_seed
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
 from ossicle.system.build import build
-from ossicle.system.pretraining import Pretraining, compile_blocks
+from ossicle.system.pretraining import Pretraining
 from tests.system.toys import ToyData, toy_experiment, toy_run
 
 
@@ -123,21 +122,6 @@ def test_what_was_drawn_before_does_not_change_the_initial_weights() -> None:
     third = build(toy_experiment(seed=4)).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not torch.equal(first["model.project.weight"], third["model.project.weight"])
-
-
-def test_compiling_in_place_changes_neither_keys_nor_outputs() -> None:
-    plain, compiled = build(toy_experiment()), build(toy_experiment())
-    compile_blocks(compiled.model, "aot_eager")
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-    waveform = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = plain.eval().model(waveform).last_BTD
-        torch.testing.assert_close(compiled.eval().model(waveform).last_BTD, expected)
-
-
-def test_compiling_what_has_no_blocks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no list of blocks"):
-        compile_blocks(nn.Linear(2, 2), "eager")
 
 
 @pytest.mark.gpu

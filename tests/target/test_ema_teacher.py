@@ -9,7 +9,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
 from ossicle.layer.layer_reader import Read
 from ossicle.ops.momentum import Linear
-from ossicle.system.pretraining import compile_blocks
+from ossicle.system.execution import compile_blocks
 from ossicle.target.ema_teacher import EmaTeacher
 from tests.objective.teaching import small_batch, small_model, small_teacher, step
 

@@ -17,7 +17,12 @@ class Block(nn.Module, ABC):
     """Frames in, frames out, of one width.
 
     No Python branch depends on data or on chance, so a block compiles in place as one graph.
+
+    Attributes:
+        recompute: Whether training keeps nothing of the block but what goes in, and makes it again on the way back.
     """
+
+    recompute: bool = False
 
     @abstractmethod
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

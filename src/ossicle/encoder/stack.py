@@ -1,7 +1,7 @@
 """What encoders share that run blocks one after another at one rate."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,12 @@ from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition, DeepConvolutionPosition
+from ossicle.layer.recompute import recomputed
 from ossicle.mixer.base import Lender, run_lending
 from ossicle.ops.masking import gather_frames
 from ossicle.ops.packing import Packing
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class Stack(Encoder):
@@ -126,12 +129,17 @@ def run_blocks(
         )
         mixer = getattr(block, "mixer", None)
         call = block if packing is None else _packed(cast("Block", block), packing)
+        again = recomputed if encoder.training and getattr(block, "recompute", False) else _kept
         if not dropped and isinstance(mixer, Lender):
             borrowed = () if mixer.creditor is None else loans.get(mixer.creditor, ())
-            x, loans[mixer] = run_lending(call, mixer, x, valid_BT, borrowed)
+            x, loans[mixer] = again(run_lending)(call, mixer, x, valid_BT, borrowed)
         elif not dropped:
-            x = call(x, valid_BT)
+            x = again(call)(x, valid_BT)
         yield x
+
+
+def _kept(call: Call) -> Call:
+    return call
 
 
 def _packed(block: Block, packing: Packing) -> Callable[[Tensor, Tensor | None], Tensor]:

@@ -14,6 +14,7 @@ from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
 from ossicle.layer.convolution import ConvolutionBlock, NormalisedConvolution, WaveConvolution
 from ossicle.layer.gradient import GradientScale
+from ossicle.layer.recompute import recomputed
 from ossicle.ops.framing import frame_mask, require_one_frame
 
 WAV2VEC2_CONVOLUTIONS: Final = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
@@ -29,7 +30,12 @@ class ConvolutionalFrontend(Frontend):
         conv_bias: Whether convolutions have a bias.
         gradient_scale: What the gradient into the stack is multiplied by.
         rate_hz: Samples a second of the waveform.
+
+    Attributes:
+        recompute: Whether training keeps nothing of a layer but what goes in, and makes it again on the way back.
     """
+
+    recompute: bool = False
 
     def __init__(
         self,
@@ -68,7 +74,8 @@ class ConvolutionalFrontend(Frontend):
         for layer, clock in zip(self.layers, self.clocks, strict=True):
             if lengths_B is not None:
                 valid_BT = frame_mask(lengths_B, clock, clock.num_frames(num_samples))
-            x_BTC = layer(x_BTC, clock.num_frames(num_samples), valid_BT)
+            run = recomputed(layer) if self.recompute and self.training else layer
+            x_BTC = run(x_BTC, clock.num_frames(num_samples), valid_BT)
         return Frames(self.gradient_scale(x_BTC[:, : self.clock.num_frames(num_samples)]), valid_BT)
 
 

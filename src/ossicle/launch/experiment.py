@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     from ossicle.stage.plan import Stages
     from ossicle.system.build import Experiment
+    from ossicle.system.execution import Execution
 
 PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "augmentation", "optim", "schedule")
 
 NUMBERS: dict[str, object] = {
     "seed": int, "max_steps": int, "label_frames": int, "batch_s": float, "clip_norm": float | None,
     "ema_decay": float | None, "log_every": int, "checkpoint_every": int, "keep_checkpoints": int,
-    "threads": int | None,
+    "threads": int | None, "compile": bool, "recompute.blocks": int, "recompute.frontend": bool,
 }  # fmt: skip
 """Values of a config outside its parts that are numbers."""
 
@@ -114,8 +116,10 @@ def check(config: Config) -> None:
             parts do not fit each other.
     """
     for key, kind in NUMBERS.items():
-        if key in config:
-            check_number(key, config[key], kind)
+        group, _, name = key.rpartition(".")
+        holder = config.get(group, {}) if group else config
+        if name in holder:
+            check_number(key, holder[name], kind)
     check_binding(config)
     batch_share(config)
     if "urls" in config["data"] and str(config["target"].get("_target_")).startswith("ossicle.target.kmeans."):
@@ -161,6 +165,8 @@ def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | 
             target=partial(parts["target"], **extra),
             objective=parts["objective"],
         )
+    # compiling and float8 are left out: the machine that asks for a GPU need not have one
+    replace(execution(config), compile=False, compile_mode="default", float8=False).prepare(model)
     parts["augmentation"](clock=model.clock)
     parts["schedule"](max_steps=config["max_steps"] if max_steps is None else max_steps)
 
@@ -178,6 +184,20 @@ def use_threads(config: Config) -> None:
         keep_memory()
     ranks = config["cluster"]["devices"] if "cluster" in config else 1
     torch.set_num_threads(config["threads"] or max(1, len(os.sched_getaffinity(0)) // ranks))
+
+
+def execution(config: Config) -> "Execution":
+    """How a config wants blocks to be run."""
+    from ossicle.system.execution import Execution
+
+    return Execution(
+        compile=config["compile"],
+        compile_mode=config["compile_mode"],
+        recompute_blocks=config["recompute"]["blocks"],
+        recompute_frontend=config["recompute"]["frontend"],
+        float8=config["precision"] in {"float8", "float8-emulated"},
+        emulate_float8=config["precision"] == "float8-emulated",
+    )
 
 
 def experiment(config: Config, run_dir: Path) -> "Experiment":
@@ -206,7 +226,7 @@ def experiment(config: Config, run_dir: Path) -> "Experiment":
         accumulate=batch_share(config).accumulate,
         clip_norm=config["clip_norm"],
         precision=config["precision"],
-        compile=config["compile"],
+        execution=execution(config),
         ema_decay=config["ema_decay"],
         init_from=config["init_from"],
         log_every=config["log_every"],

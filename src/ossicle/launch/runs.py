@@ -9,7 +9,19 @@ from ossicle.launch.config import Config
 
 # What decides where and how fast a run computes, but not what: left out of its identity.
 INFRASTRUCTURE = frozenset(
-    {"cluster", "callback", "wandb", "runs", "log_every", "checkpoint_every", "keep_checkpoints", "threads", "compile"}
+    {
+        "cluster",
+        "callback",
+        "wandb",
+        "runs",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "threads",
+        "compile",
+        "compile_mode",
+        "recompute",
+    }
 )
 INFRASTRUCTURE_DATA = frozenset({"workers", "cache", "storage", "_target_", "_partial_"})
 ENCODER_FILE = "encoder.safetensors"

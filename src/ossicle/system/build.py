@@ -1,7 +1,7 @@
 """From an experiment's parts to the system that trains them: the one place where parts are put together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from ossicle.core.seeds import derive_seed
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
 from ossicle.optim.schedules import Schedule
+from ossicle.system.execution import Execution
 from ossicle.system.pretraining import Pretraining
 from ossicle.system.weights import load_encoder
 
@@ -57,8 +58,8 @@ class Experiment:
         augmentation: ``augmentation(clock=)`` makes an Augmentation; nothing is changed by default.
         accumulate: Micro-batches a rank and optimiser step.
         clip_norm: Largest norm of the gradient, or None.
-        precision: ``auto`` (bf16 on a GPU that has it, float32 elsewhere), ``32-true`` or ``bf16-mixed``.
-        compile: Whether the encoder's blocks are compiled, in place.
+        precision: As :func:`~ossicle.system.trainer.pick_precision` takes it.
+        execution: How blocks are run: compiled, recomputed, in float8.
         ema_decay: Decay of a running average of the weights, or None for no average.
         init_from: Exported weights or a checkpoint whose encoder the run starts from, or None.
         log_every: Optimiser steps between readings of the metrics.
@@ -84,7 +85,7 @@ class Experiment:
     accumulate: int = 1
     clip_norm: float | None = None
     precision: str = "auto"
-    compile: bool = False
+    execution: Execution = field(default_factory=Execution)
     ema_decay: float | None = None
     init_from: Path | str | None = None
     log_every: int = 100
@@ -168,5 +169,5 @@ def build(experiment: Experiment) -> Pretraining:
         clip_norm=experiment.clip_norm,
         log_every=experiment.log_every,
         augmentation=experiment.augmentation(clock=model.clock),
-        compile_backend="inductor" if experiment.compile else None,
+        execution=experiment.execution,
     )

@@ -13,13 +13,13 @@ from typing_extensions import override
 from ossicle.augmentation.base import Augmentation
 from ossicle.augmentation.identity import Identity
 from ossicle.core.batch import Batch
-from ossicle.core.errors import ConfigError
 from ossicle.core.metrics import Mean, Metric, flatten, unflatten
 from ossicle.core.seeds import derive_seed
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.meter.throughput import Throughput
 from ossicle.objective.base import Objective
 from ossicle.optim.schedules import Schedule
+from ossicle.system.execution import Execution
 from ossicle.system.watcher import Watcher
 from ossicle.target.base import DiscreteTarget
 
@@ -45,7 +45,7 @@ class Pretraining(LightningModule):
         clip_norm: Largest norm of the gradient, or None.
         log_every: Optimiser steps between readings of the metrics.
         augmentation: What is done to a batch before the objective sees it; None for nothing.
-        compile_backend: Backend of torch.compile for the encoder's blocks, or None to leave them as they are.
+        execution: How its blocks are run.
 
     Attributes:
         last_loss: The loss at the last reading of the metrics, or None before the first.
@@ -63,7 +63,7 @@ class Pretraining(LightningModule):
         clip_norm: float | None = None,
         log_every: int = 100,
         augmentation: Augmentation | None = None,
-        compile_backend: str | None = None,
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -80,10 +80,9 @@ class Pretraining(LightningModule):
         self._base_rates: list[float] = []
         self._count: Tensor | None = None
         self._window: dict[str, Metric] = {}
-        if compile_backend is not None:
-            for part in self.modules():  # teachers too
-                if isinstance(part, SpeechEncoder):
-                    compile_blocks(part, compile_backend)
+        self.execution = Execution() if execution is None else execution
+        teachers = [part for part in objective.modules() if isinstance(part, SpeechEncoder)]
+        self.execution.prepare(model, teachers)
 
     @property
     def data(self) -> "PlannedData":
@@ -124,6 +123,7 @@ class Pretraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout and layerdrop draw from the default generators; what they draw depends on the batch alone.
         torch.manual_seed(derive_seed(self.seed, "dropout", batch.position))
+        self.execution.begin_step()
         batch = self.augmentation(batch, seed=self.seed)
         output = self.objective(self.model, batch, seed=self.seed, step=self.global_step)
         count = output.count.detach().float()
@@ -266,16 +266,3 @@ def begin_at_a_step(checkpoint: Mapping[str, object], accumulate: int) -> None:
     counts = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
     shift = cast("int", checkpoint["global_step"]) * accumulate - counts["ready"]
     counts |= {name: count + shift for name, count in counts.items()}
-
-
-def compile_blocks(model: nn.Module, backend: str) -> None:
-    """Compile each block of a model's encoder in place: the keys of its weights stay as they are.
-
-    Raises:
-        ConfigError: The encoder has no list of blocks.
-    """
-    blocks = getattr(getattr(model, "encoder", None), "blocks", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise ConfigError("compile=true, but the encoder has no list of blocks to compile", "set compile=false")
-    for block in blocks:
-        block.compile(backend=backend)

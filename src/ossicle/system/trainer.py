@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from lightning import Callback, Trainer
@@ -17,6 +17,13 @@ from ossicle.system.build import Experiment
 from ossicle.system.checkpoint_io import AtomicCheckpointIO
 
 Precision = Literal["32-true", "bf16-mixed"]
+PRECISIONS: Final[Mapping[str, Precision]] = {
+    "32-true": "32-true",
+    "bf16-mixed": "bf16-mixed",
+    "float8": "bf16-mixed",
+    "float8-emulated": "bf16-mixed",
+}
+"""Lightning's precision for each that a config states."""
 
 
 def pick_precision(precision: str, accelerator: str) -> Precision:
@@ -24,7 +31,8 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
 
     Args:
         precision: ``auto`` (bf16 on a GPU that has it, float32 elsewhere), ``fastest`` (bf16 also on a CPU whose
-            instructions multiply it), ``32-true`` or ``bf16-mixed``.
+            instructions multiply it), ``32-true``, ``bf16-mixed``, or ``float8`` and ``float8-emulated``, which are
+            bf16 outside of the products of blocks.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
@@ -34,11 +42,11 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
         on_gpu = accelerator != "cpu" and torch.cuda.is_available()
         native = torch.cuda.is_bf16_supported() if on_gpu else precision == "fastest" and cpu_multiplies_bf16()
         return "bf16-mixed" if native else "32-true"
-    if precision not in {"32-true", "bf16-mixed"}:
+    if precision not in PRECISIONS:
         raise ConfigError(
-            f"precision={precision} is not one that runs take", "choose auto, fastest, 32-true or bf16-mixed"
+            f"precision={precision} is not one that runs take", f"choose auto, fastest, {', '.join(PRECISIONS)}"
         )
-    return precision
+    return PRECISIONS[precision]
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -13,7 +13,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.memory import keep_memory
 from ossicle.launch.bench.steps import Facts, StepWork, Subject
 from ossicle.launch.config import Config
-from ossicle.launch.experiment import PARTS, instantiate_part, stages
+from ossicle.launch.experiment import PARTS, execution, instantiate_part, stages
 from ossicle.meter.flops import macs_or_reason
 from ossicle.system.build import Experiment, build
 from ossicle.system.trainer import pick_precision
@@ -79,7 +79,7 @@ class BareStep(Subject):
         data = RandomData()
         self.loop = Loop(data)
         experiment = experiment_of(config, data, work)
-        self.compiled = experiment.compile
+        self.compiled = experiment.execution.compile
         self.precision = pick_precision(experiment.precision, work.device)
         self.system = build(experiment).to(self.device).train()
         self.system.trainer = cast("Trainer", self.loop)
@@ -154,7 +154,7 @@ def experiment_of(config: Config, data: RandomData, work: StepWork) -> Experimen
         max_steps=config["max_steps"],
         clip_norm=config["clip_norm"],
         precision=config["precision"],
-        compile=config["compile"],
+        execution=execution(config),
         init_from=None if config["init_from"] is None else Path(config["init_from"]),
         log_every=2**62,  # metrics are summed in every step and never read
         accelerator=work.device,
