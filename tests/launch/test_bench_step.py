@@ -83,6 +83,26 @@ def test_two_bare_steps_leave_the_weights_that_two_steps_of_the_trainer_leave(ex
         torch.testing.assert_close(value, wanted[name], atol=0, rtol=0, msg=name)
 
 
+def test_how_blocks_are_run_is_told_by_the_config() -> None:
+    losses = {}
+    for how in ("recompute.blocks=0", "recompute.blocks=1 recompute.frontend=true", "precision=float8-emulated"):
+        bare = BareStep(toy("wav2vec2_tiny", "precision=bf16-mixed", *how.split()), WORK)
+        losses[how] = [bare.step().item() for _ in range(2)]
+    plain, again, float8 = losses.values()
+    assert plain == again
+    assert plain != float8
+    assert float8 == pytest.approx(plain, rel=0.05)
+
+
+def test_what_cannot_be_run_so_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"recompute\.blocks=9, but the encoder has"):
+        check_parts(toy("hubert_tiny", "recompute.blocks=9"), "hubert_tiny")
+    with pytest.raises(ConfigError, match="LogMel has no convolutions"):
+        check_parts(toy("hubert_tiny", "recompute.frontend=true"), "hubert_tiny")
+    with pytest.raises(ConfigError, match="compile_mode=quick is unknown"):
+        check_parts(toy("hubert_tiny", "compile=true", "compile_mode=quick"), "hubert_tiny")
+
+
 @pytest.mark.parametrize("experiment", TINY)
 def test_a_step_never_reads_a_tensor(experiment: str) -> None:
     bare = BareStep(toy(experiment), WORK)
