@@ -91,9 +91,8 @@ class Stack(Encoder):
 
     @override
     def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing, *, layers: bool = False) -> PackedOutput:
-        padded_BTD, valid_BT = packing.pad(
-            x_PD
-        )  # zeros between utterances for the position convolution, and for it alone
+        # zeros between utterances for the position convolution, and for it alone
+        padded_BTD, valid_BT = packing.pad(x_PD)
         x_PD = x_PD + packing.unpad(self.position(padded_BTD, valid_BT))
         x_PD = self.dropout(x_PD if self.norm_first else self.norm(x_PD))
         outputs = [x_PD, *run_blocks(self, self.blocks, x_PD, packing=packing)]

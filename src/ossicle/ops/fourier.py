@@ -1,14 +1,11 @@
 """Fourier transforms over time: of rows of any length in one batch, and convolutions as long as the row."""
 
 import math
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from ossicle.core.shapes import Bool, Float, Int
-
-_FACTORS: Final = (2, 3, 5)
 
 
 def fast_length(least: int) -> int:

@@ -106,8 +106,9 @@ class OnlineCodebook(EmaTeacher):
     def _count(self, frames_KPD: Float[Tensor, "K P D"], chosen_KP: Int64[Tensor, "K P"]) -> None:
         layers = torch.arange(self.top_layers, device=chosen_KP.device)[:, None]
         places = (layers * self.num_codes + chosen_KP).flatten()
-        counted_KPE = torch.cat([frames_KPD, torch.ones_like(frames_KPD[..., :1])], -1)
-        self.pending_KVE.flatten(0, 1).index_add_(0, places, counted_KPE.flatten(0, 1))
+        pending = self.pending_KVE.flatten(0, 1)
+        pending[:, :-1].index_add_(0, places, frames_KPD.flatten(0, 1))
+        pending[:, -1].index_add_(0, places, torch.ones_like(places, dtype=pending.dtype))
 
     @override
     @torch.no_grad()
