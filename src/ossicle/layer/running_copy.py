@@ -38,8 +38,12 @@ class RunningCopy(nn.Module, Generic[M]):
                     f"target.shared names {name}, and the model has no such part",
                     f"its parts are: {', '.join(name for name, _ in source.named_children())}, and theirs",
                 )
-        self.shared = tuple(shared)
         self.module: M = copy.deepcopy(source).requires_grad_(requires_grad=False).eval()
+        # of each parameter whether it is shared: names are not looked through in every step
+        self._is_shared = tuple(
+            any(name == part or name.startswith(f"{part}.") for part in shared)
+            for name, _ in self.module.named_parameters()
+        )
 
     @override
     def train(self, mode: bool = True) -> Self:
@@ -79,8 +83,8 @@ class RunningCopy(nn.Module, Generic[M]):
         """Mine and the source's: those that are averaged, then those that are shared."""
         averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         shared: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for (name, mine), theirs in zip(self.module.named_parameters(), source.parameters(), strict=True):
-            is_shared = any(name == part or name.startswith(f"{part}.") for part in self.shared)
+        pairs = zip(self.module.parameters(), source.parameters(), self._is_shared, strict=True)
+        for mine, theirs, is_shared in pairs:
             for tensors, tensor in zip(shared if is_shared else averaged, (mine, theirs), strict=True):
                 tensors.append(tensor)
         return averaged, shared
