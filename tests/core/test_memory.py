@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from ossicle.core.memory import peak_resident_bytes
+
 FAULTS = """
 import resource, sys
 from ossicle.core.memory import keep_memory
@@ -29,3 +31,21 @@ def test_memory_that_is_kept_is_not_mapped_again() -> None:
     pages = 3 * 40_000_000 // 4096
     assert given_back > 0.9 * pages
     assert kept < 0.01 * pages
+
+
+PEAK = """
+from ossicle.core.memory import peak_resident_bytes
+before = peak_resident_bytes()
+block = b"x" * 100_000_000
+print(before, peak_resident_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere getrusage tells it")
+def test_the_peak_is_the_programs_own_and_not_that_of_who_started_it() -> None:
+    held = b"x" * 300_000_000
+    ran = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, after = map(int, ran.stdout.split())
+    assert before < len(held) / 3
+    assert after - before == pytest.approx(100_000_000, rel=0.1)
+    assert peak_resident_bytes() > len(held)

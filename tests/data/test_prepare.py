@@ -201,8 +201,9 @@ class Many(Noise):
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
+from ossicle.core.memory import peak_resident_bytes
 from ossicle.data.card import write_card
 from ossicle.data.jobs import make_plan
 from ossicle.data.records import Record
@@ -216,7 +217,7 @@ def records():
         members = [Member(i, 99, i, 99, 16_000, f"speaker-{i % 50}", "xx", i) for i in range(len(sources))]
         yield Record(job.split, job.number, 1, "0" * 32, tuple(members), ())
 summary = write_card(output, "many", "flac", plan.fingerprint, records())
-print(summary.splits["train"].num_utterances, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(summary.splits["train"].num_utterances, peak_resident_bytes())
 """
 
 

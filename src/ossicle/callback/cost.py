@@ -1,7 +1,6 @@
 """Keeps the run's cost card."""
 
 import math
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from lightning import LightningModule, Trainer
 from typing_extensions import override
 
 from ossicle.core.files import read_json, write_json
+from ossicle.core.memory import peak_resident_bytes
 from ossicle.meter.cost import CostFacts, CostTotals, make_card
 from ossicle.meter.energy import EnergyCounter
 from ossicle.meter.flops import macs_or_reason, macs_per_audio_s, peak_flops
@@ -70,7 +70,7 @@ class CostMeter(Watcher):
         wall_s = time.perf_counter() - self._started[0]
         joules, joules_before = self.counter.joules(), self._started[1]
         energy_j = math.nan if joules is None or joules_before is None else joules - joules_before
-        peak = torch.cuda.max_memory_allocated(device) if on_gpu else resident_bytes()
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_resident_bytes()
         counts = [wall_s if on_gpu else 0.0, system.throughput.audio_s, system.throughput.wait_s, wall_s, energy_j]
         sums = torch.tensor(counts, dtype=torch.float64, device=device)
         top = torch.tensor(float(peak), dtype=torch.float64, device=device)
@@ -135,8 +135,3 @@ class CostMeter(Watcher):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         checkpoint[CHECKPOINT_KEY] = asdict(self.totals(pl_module, trainer.world_size))
-
-
-def resident_bytes() -> int:
-    """The largest resident set that this process has had, in bytes (Linux counts it in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ossicle.core.errors import MissingExtraError, OssicleError
+from ossicle.core.memory import peak_resident_bytes
 from ossicle.launch.parts import option
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
@@ -214,10 +215,7 @@ def _reset_peak(device: str) -> int:
 def _peak(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return peak_resident_bytes()
 
 
 def exponent(points: Sequence[Point], first: int) -> float | None:

@@ -4,7 +4,6 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 Play = Callable[[Connection, str], None]
 """What runs in the process: it is given its end of the line and the start method that its own workers take."""
@@ -55,11 +54,3 @@ class Player:
         if self._process.is_alive():
             self._process.terminate()
             self._process.join()
-
-
-def peak_bytes(process: str) -> int:
-    """The largest resident set that a process has had; ``self`` is this one."""
-    for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0

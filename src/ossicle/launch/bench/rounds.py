@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ossicle.core.errors import DataError, OssicleError
+from ossicle.core.memory import peak_resident_bytes
 from ossicle.launch.bench.ossicle import Stage
-from ossicle.launch.bench.player import Player, peak_bytes
+from ossicle.launch.bench.player import Player
 from ossicle.launch.bench.work import PREFETCH, System, Work
 
 Staged = Callable[[Work, float], tuple[float, list[Stage]]]
@@ -149,7 +150,7 @@ def _play(system: System, work: Work, staged: Staged | None, line: Connection, m
         if what == "round":
             line.send(_round(source, work, seconds))
         elif what == "memory":
-            line.send(sum(peak_bytes(process) for process in ("self", *_workers())))
+            line.send(sum(peak_resident_bytes(process) for process in ("self", *_workers())))
         else:
             assert staged is not None
             line.send(staged(work, seconds))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ossicle.core.errors import OssicleError
-from ossicle.launch.bench.player import Player, peak_bytes
+from ossicle.core.memory import peak_resident_bytes
+from ossicle.launch.bench.player import Player
 from ossicle.launch.bench.rounds import Round
 from ossicle.meter.energy import EnergyCounter
 from ossicle.meter.flops import peak_flops
@@ -250,7 +251,7 @@ def play(build: Builder, work: StepWork, line: Connection, method: str) -> None:
             elif what == "turn":
                 line.send(_turn(subject, work, int(amount)))
             else:
-                line.send(torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes("self"))
+                line.send(torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident_bytes("self"))
     except EOFError:
         return
     except OssicleError as error:
