@@ -15,6 +15,7 @@ import argparse
 import csv
 import itertools
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +39,10 @@ WATCHED = (
     "objective/codes_perplexity", "target/codes_perplexity", "target/codes_used", "target/frame_std",
 )  # fmt: skip
 """Metrics of the last reading that go into the records: what collapse shows in."""
+CPU_FILE = "processor_time.json"
+"""Beside a run's other files: the processor time of its training, which other work on the machine does not change."""
 COLUMNS = (
-    "run", "seed", "steps", "phones", "untrained", "log-mel", "language", "untrained", "log-mel", "train s",
+    "run", "seed", "steps", "phones", "untrained", "log-mel", "language", "untrained", "log-mel", "train CPU-s",
     "audio-s/s", "GMAC/audio-s", "million parameters", "signs of life",
 )  # fmt: skip
 
@@ -158,7 +161,9 @@ def job_of(name: str, choices: tuple[str, ...], seed: int, given: Sequence[str],
 def carry_out(job: Job, options: argparse.Namespace) -> str | None:
     """Train and probe a job where that is not done. Returns why it failed, or None."""
     if not runs.read_state(job.directory).get("finished"):
+        before_s = cpu_s_of_children()
         failure = ossicle("pretrain", *job.overrides, "wandb.mode=disabled")
+        add_cpu_s(job.directory, cpu_s_of_children() - before_s)
         if failure is not None:
             return failure
     report = job.directory / "probe.json"
@@ -169,6 +174,24 @@ def carry_out(job: Job, options: argparse.Namespace) -> str | None:
     return ossicle(
         "probe", f"run={job.directory}", shards, threads, tasks, "baselines=[logmel,untrained]", *options.probe
     )
+
+
+def cpu_s_of_children() -> float:
+    """Processor seconds of all processes that were started here and have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def add_cpu_s(directory: Path, cpu_s: float) -> None:
+    """Count processor time towards a run, which may take several attempts."""
+    if directory.is_dir():
+        write_json(directory / CPU_FILE, {"cpu_s": cpu_s + (read_cpu_s(directory) or 0.0)})
+
+
+def read_cpu_s(directory: Path) -> float | None:
+    """Processor seconds of a run with its labels and its start, or None where nothing counted them."""
+    file = directory / CPU_FILE
+    return read_json(file)["cpu_s"] if file.is_file() else None
 
 
 def ossicle(*words: str) -> str | None:
@@ -192,7 +215,7 @@ def result_of(job: Job, failure: str | None) -> Result:
     return Result(
         *known,
         errors={task: report.errors(task) for task in TASKS},
-        cost={name: entry["value"] for name, entry in card.items()},
+        cost={name: entry["value"] for name, entry in card.items()} | {"cpu_s": read_cpu_s(job.directory)},
         metrics=last_metrics(job.directory),
     )
 
@@ -250,11 +273,11 @@ def row(result: Result) -> str:
         f"{mark}{100 * phones['pretrained']:.1f} %{mark}",
         *(f"{100 * phones[name]:.1f} %" for name in ("untrained", "logmel")),
         *(f"{100 * languages[name]:.1f} %" for name in ("pretrained", "untrained", "logmel")),
-        number(cost, "wall_s", 1, 0),
+        number(cost, "cpu_s", 1, 0),
         number(cost, "audio_s_per_s", 1, 0),
         number(cost, "macs_per_audio_s", 1e9, 3),
         number(cost, "params", 1e6, 2),
-        ", ".join(f"{name.partition('/')[2]} {value:.3g}" for name, value in result.metrics.items()),
+        ", ".join(f"{name} {value:.3g}" for name, value in result.metrics.items()),
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -272,12 +295,12 @@ def number(cost: Mapping[str, float | None], name: str, unit: float, digits: int
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Phone error over seconds of training and over the encoder's operations, a point a run."""
+    """Phone error over processor seconds of training and over the encoder's operations, a point a run."""
     figure = Figure(figsize=(12, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name, unit, label in (
-        (axes[0], "wall_s", 1.0, "seconds of training"),
+        (axes[0], "cpu_s", 1.0, "processor seconds of training"),
         (axes[1], "macs_per_audio_s", 1e9, "encoder, GMAC a second of audio"),
     ):
         for place, result in enumerate(results):
