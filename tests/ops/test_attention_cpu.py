@@ -9,7 +9,7 @@ from torch import Tensor
 from ossicle.ops import softmax_cpu
 from ossicle.ops.attention_backends import BACKENDS, Case
 from ossicle.ops.attention_cpu import cpu_attention
-from ossicle.ops.dropout import draw_seed, keep_mask, threshold_of
+from ossicle.ops.dropout_hash import draw_seed, keep_mask, threshold_of
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, valid_BT: Tensor | None, dropout: float) -> Tensor:
@@ -119,4 +119,4 @@ def test_long_rows_without_dropout_hold_no_scores(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_source_comes_with_the_package() -> None:
-    assert Path(softmax_cpu.__file__).with_name("dropout_cpu.cpp").is_file()
+    assert Path(softmax_cpu.__file__).with_name("softmax_cpu.cpp").is_file()

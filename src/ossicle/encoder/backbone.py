@@ -11,6 +11,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.frontend.base import Frontend
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.spec_augment import SpecAugmentFactory
 from ossicle.layer.speech_encoder import SpeechEncoder, real
 from ossicle.ops.packing import Packing
@@ -44,7 +45,7 @@ class Backbone(SpeechEncoder):
         self.frontend = frontend
         self.norm = nn.LayerNorm(frontend.dim)
         self.project = nn.Linear(frontend.dim, encoder.input_dim)
-        self.dropout = nn.Dropout(input_dropout)
+        self.dropout = Dropout(input_dropout)
         self.spec_augment = None if spec_augment is None else spec_augment(feature_dim=frontend.dim)
         self.encoder = encoder
         self.feature_clock = frontend.clock

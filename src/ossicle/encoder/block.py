@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ossicle.core.shapes import Bool, Float
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import FeedForward
 from ossicle.mixer.base import Mixer
 from ossicle.ops.packing import Packing
@@ -48,7 +49,7 @@ class TransformerBlock(Block):
         super().__init__()
         self.mixer = mixer
         self.mixer_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
 

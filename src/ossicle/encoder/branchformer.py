@@ -11,6 +11,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.encoder.block import Block
 from ossicle.encoder.stack import Stack
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
@@ -45,7 +46,7 @@ class ConvolutionalGating(nn.Module):
         assert self.depthwise.bias is not None
         nn.init.ones_(self.depthwise.bias)
         self.contract = init_linear(nn.Linear(half, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
@@ -77,7 +78,7 @@ class BranchformerBlock(Block):
         self.gating_norm = nn.LayerNorm(dim)
         self.gating = ConvolutionalGating(dim, gate_dim, kernel, dropout)
         self.merge = init_linear(nn.Linear(2 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

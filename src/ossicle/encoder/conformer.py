@@ -9,6 +9,7 @@ from ossicle.core.shapes import Bool, Float
 from ossicle.encoder.block import Block
 from ossicle.encoder.stack import Stack
 from ossicle.layer.convolution_module import ConvolutionModule
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import FeedForward
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
@@ -36,7 +37,7 @@ class ConformerBlock(Block):
         self.first = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
         self.mixer_norm = nn.LayerNorm(dim)
         self.mixer = mixer
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.convolution_norm = nn.LayerNorm(dim)
         self.convolution = ConvolutionModule(dim, kernel, dropout)
         self.second_norm = nn.LayerNorm(dim)

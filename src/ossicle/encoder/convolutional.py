@@ -11,6 +11,7 @@ from ossicle.core.batch import EncoderOutput
 from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
+from ossicle.layer.dropout import Dropout
 from ossicle.mixer.base import MixerFactory
 
 
@@ -32,7 +33,7 @@ class CausalBlock(Block):
         self.kernel = kernel
         self.convolution = nn.Conv1d(dim, dim, kernel)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

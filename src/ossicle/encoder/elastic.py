@@ -15,6 +15,7 @@ from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.layer.dropout import Dropout
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.base import MixerFactory, build_mixers
 from ossicle.ops.attention import attend
@@ -52,7 +53,7 @@ class ElasticBlock(Block):
         self.expand = nn.Linear(dim, ffn_dim)
         self.contract = nn.Linear(ffn_dim, dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head_dim = dim // mixer.num_heads
         self.num_heads = mixer.num_heads
         self.ffn_dim = ffn_dim
@@ -137,7 +138,7 @@ class Elastic(Encoder):
         self.group = group
         self.position = ConvolutionPosition(self.dim, position_kernel, position_groups)
         self.norm = nn.LayerNorm(self.dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(ElasticBlock(one, self.dim, ffn_dim, dropout=dropout) for one in attentions)
         self.chosen = self.largest()
 

@@ -15,6 +15,7 @@ from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import PostNormBlock, PreNormBlock
 from ossicle.encoder.stack import check_layer_drop, run_blocks
 from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
 from ossicle.mixer.base import MixerFactory, build_mixers
 from ossicle.ops.pooling import pool_frames, repeat_frames
@@ -73,7 +74,7 @@ class Hierarchical(Encoder):
         self.layer_drop = check_layer_drop(layer_drop)
         self.position = ConvolutionPosition(dim, position_kernel, position_groups)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         block = PreNormBlock if norm_first else PostNormBlock
         self.blocks = nn.ModuleList(
             block(one, dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)

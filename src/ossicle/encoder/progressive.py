@@ -15,6 +15,7 @@ from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import PostNormBlock, PreNormBlock
 from ossicle.encoder.stack import check_layer_drop, run_blocks
 from ossicle.layer.convolution import ConvolutionPosition
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.shortening import Shortening, shortened_clock
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
@@ -81,7 +82,7 @@ class Progressive(Encoder):
         self.num_layers = sum(stage.num_layers for stage in self.stages)
         self.norm_first = norm_first
         self.layer_drop = check_layer_drop(layer_drop)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         widths = [stage.dim for stage in self.stages]
         mixers = build_mixers(mixer, [stage.dim for stage in self.stages for _ in range(stage.num_layers)])
         ffn_dims = [stage.ffn_dim for stage in self.stages for _ in range(stage.num_layers)]

@@ -14,6 +14,7 @@ from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import PostNormBlock, PreNormBlock
 from ossicle.encoder.stack import check_layer_drop, run_blocks
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
 from ossicle.mixer.base import MixerFactory, build_mixers
 from ossicle.ops.pooling import pool_frames, repeat_frames
@@ -74,7 +75,7 @@ class Squeezed(Encoder):
         nn.init.zeros_(position.bias)
         self.position = parametrizations.weight_norm(position, dim=2)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         block = PreNormBlock if norm_first else PostNormBlock
         self.blocks = nn.ModuleList(
             block(one, dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)

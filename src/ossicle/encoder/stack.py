@@ -13,6 +13,7 @@ from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition, DeepConvolutionPosition
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.recompute import recomputed
 from ossicle.mixer.base import Lender, run_lending
 from ossicle.ops.masking import gather_frames
@@ -65,7 +66,7 @@ class Stack(Encoder):
             else DeepConvolutionPosition(dim, position_kernel, position_groups, position_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
 
     @override

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
 
 
@@ -37,7 +38,7 @@ class ConvolutionModule(nn.Module):
         self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
         self.out = init_linear(nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from ossicle.core.shapes import Float
+from ossicle.layer.dropout import Dropout
 
 INIT_STD = 0.02
 
@@ -33,9 +34,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, ffn_dim: int, *, dropout: float = 0.0, activation_dropout: float = 0.0) -> None:
         super().__init__()
         self.expand = init_linear(nn.Linear(dim, ffn_dim))
-        self.inner_dropout = nn.Dropout(activation_dropout)
+        self.inner_dropout = Dropout(activation_dropout)
         self.contract = init_linear(nn.Linear(ffn_dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
+from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
 from ossicle.layer.grouped import GroupedLinear
 from ossicle.layer.multi_head import check_heads
@@ -70,7 +71,7 @@ class Summary(Mixer):
         self.joint = init_linear(nn.Linear(dim, 2 * dim)) if kind == "fast" else None
         self.local = _network(dim, hidden, num_heads) if kind == "mean" else None
         self.summary = None if kind == "fast" else _network(dim, hidden, num_heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.combine = None if kind == "lite" else init_linear(nn.Linear(2 * dim, dim))
 
     @override

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from typing_extensions import override
 
-from ossicle.ops.dropout import draw_seed
+from ossicle.ops.dropout_hash import draw_seed
 from ossicle.ops.softmax_cpu import softmax_dropout, softmax_dropout_backward
 
 
@@ -16,7 +16,7 @@ def cpu_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, valid_BT: Tens
 
     All scores are held at once: B * H * T * T values. They are products in float32, as in the fused kernels of GPUs;
     weights are kept in the type of the inputs. Which are dropped follows from a seed that torch's default generator
-    draws: see :mod:`ossicle.ops.dropout`.
+    draws: see :mod:`ossicle.ops.dropout_hash`.
     """
     rows, frames, heads = q_BTHK.shape[:3]
     q_RTK, k_RTK, v_RTK = (x.transpose(1, 2).reshape(rows * heads, frames, -1) for x in (q_BTHK, k_BTHK, v_BTHK))

@@ -1,53 +1,42 @@
-"""Dropout decided by a hash of the place: nothing is stored for it, and whoever has the seed has it again."""
+"""Dropout, by the fastest way that a device has."""
 
-from typing import Final
+import functools
+import logging
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ossicle.core.errors import ConfigError
+from ossicle.ops import dropout_cpu
+from ossicle.ops.dropout_hash import draw_seed
 
-WORD: Final = 2**32
-_LOW: Final = WORD - 1
-_FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97  # multipliers of a hash with little bias (github.com/skeeto/hash-prospector)
-
-
-def threshold_of(dropout: float) -> int:
-    """The hash below which a value is dropped.
-
-    Raises:
-        ConfigError: The probability is none below one.
-    """
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout={dropout} is no probability below one", "it lies in [0, 1)")
-    return round(dropout * WORD)
+_logger = logging.getLogger(__name__)
 
 
-def draw_seed() -> Tensor:
-    """A seed from torch's default generator of the CPU, int64, shape ()."""
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
-
-
-def keep_mask(seed: Tensor, rows: int, columns: int, dropout: float) -> Tensor:
-    """True where a value is kept, shape (rows, columns): what ``dropout_cpu.cpp`` computes, in plain torch.
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Dropout (arXiv 1207.0580): each value is 0 with a probability, and else divided by that of being kept.
 
     Args:
-        seed: int64, shape ().
-        rows: Rows, which are contiguous.
-        columns: Columns.
-        dropout: Probability with which a value is dropped.
+        x: Values of any shape.
+        probability: In [0, 1).
     """
-    low, high = seed & _LOW, (seed >> 32) & _LOW
-    outer_R1 = _mix(torch.arange(rows, device=seed.device)[:, None] ^ low)
-    inner_R1 = _mix(outer_R1 ^ high)
-    x_RC = torch.arange(columns, device=seed.device)[None] ^ outer_R1
-    x_RC = ((x_RC ^ (x_RC >> 16)) * _FIRST) & _LOW
-    x_RC = ((x_RC ^ (x_RC >> 15) ^ inner_R1) * _SECOND) & _LOW
-    return (x_RC ^ (x_RC >> 15)) >= threshold_of(dropout)
+    if not probability:
+        return x
+    if _native(x):
+        return dropout_cpu.Dropout.apply(x, draw_seed(), probability)
+    return functional.dropout(x, probability)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A hash of 32 bits in int64."""
-    x = ((x ^ (x >> 16)) * _FIRST) & _LOW
-    x = ((x ^ (x >> 15)) * _SECOND) & _LOW
-    return x ^ (x >> 15)
+def _native(x: Tensor) -> bool:
+    """Whether own C++ serves a tensor: one of a CPU, in float32 or bfloat16, outside of a compiled graph."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and x.ndim > 0 and x.dtype in dropout_cpu.SUFFIXES and _refusal() is None
+
+
+@functools.cache
+def _refusal() -> str | None:
+    """Why own C++ does not serve here, or None; logged when it is first asked."""
+    reason = dropout_cpu.missing()
+    if reason is not None:
+        _logger.warning("dropout is torch's own: the C++ of a CPU %s", reason)
+    return reason

@@ -32,7 +32,7 @@ def build(source: Path, compilers: Sequence[str] = COMPILERS, flags: Sequence[st
     """The compiled code of a source, from the cache or newly built.
 
     Args:
-        source: The file, which stands alone.
+        source: The file, which includes nothing but what is standard and headers beside it.
         compilers: Names of compilers, the best first.
         flags: What the compiler is told.
 
@@ -43,9 +43,8 @@ def build(source: Path, compilers: Sequence[str] = COMPILERS, flags: Sequence[st
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler: none of {', '.join(compilers)} is on the path")
-    key = hashlib.blake2b(
-        "\n".join((source.read_text(encoding="utf-8"), compiler, *flags, _processor())).encode(), digest_size=8
-    ).hexdigest()
+    texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.hpp")))]
+    key = hashlib.blake2b("\n".join((*texts, compiler, *flags, _processor())).encode(), digest_size=8).hexdigest()
     # Beside what torch keeps for this user, wherever that was put.
     target = Path(torch.hub.get_dir()).parent / "ossicle" / f"{source.stem}_{key}.so"
     if not target.is_file():

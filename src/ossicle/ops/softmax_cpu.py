@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ossicle.ops import native
-from ossicle.ops.dropout import threshold_of
+from ossicle.ops.dropout_hash import threshold_of
 from ossicle.ops.native import BuildError
 
 SUFFIXES: Final = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 COMPILERS = native.COMPILERS
-_SOURCE = Path(__file__).with_name("dropout_cpu.cpp")
+_SOURCE = Path(__file__).with_name("softmax_cpu.cpp")
 
 
 @functools.cache

@@ -1,0 +1,102 @@
+import ctypes
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ossicle.layer.dropout import Dropout
+from ossicle.ops import dropout as facade
+from ossicle.ops import dropout_cpu
+from ossicle.ops.dropout import dropout
+from ossicle.ops.dropout_hash import draw_seed, keep_mask
+
+native = pytest.mark.skipif(dropout_cpu.missing() is not None, reason="no C++ compiler")
+DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)]
+
+
+@native
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 16), (40, 1100)])
+def test_the_native_dropout_is_that_of_the_hash_there_and_back(
+    dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    torch.manual_seed(3)
+    kept = keep_mask(draw_seed(), math.prod(shape[:-1]), shape[-1], 0.3).view(shape)
+    torch.manual_seed(3)
+    found = dropout_cpu.Dropout.apply(x, draw_seed(), 0.3)
+    torch.testing.assert_close(found.double(), x.detach().double() * kept / 0.7, atol=0, rtol=tolerance)
+    (back,) = torch.autograd.grad(found, x, torch.ones_like(found))
+    torch.testing.assert_close(back.double(), kept.double() / 0.7, atol=0, rtol=tolerance)
+
+
+@native
+def test_float32_and_bfloat16_on_a_cpu_are_served_natively_and_nothing_else_is() -> None:
+    for dtype, name in (("bfloat16", "Dropout"), ("float32", "Dropout"), ("float64", "Mul")):
+        out = dropout(torch.randn(4, dtype=getattr(torch, dtype), requires_grad=True), 0.5)
+        assert type(out.grad_fn).__name__.startswith(name)
+    assert dropout(torch.empty(3, device="meta"), 0.5).is_meta
+
+
+def test_what_is_not_contiguous_is_taken_as_it_lies() -> None:
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) + 1
+    out = dropout(x.mT, 0.5)
+    torch.testing.assert_close(out[out != 0], 2 * x.mT[out != 0])
+
+
+def test_it_is_one_graph_when_compiled() -> None:
+    x = torch.randn(8, 8)
+    out = torch.compile(dropout, backend="aot_eager", fullgraph=True)(x, 0.5)
+    torch.testing.assert_close(out[out != 0], (2 * x)[out != 0])
+
+
+def test_the_module_drops_while_training_alone() -> None:
+    module = Dropout(0.5)
+    x = torch.ones(1000)
+    assert module.eval()(x) is x
+    assert (module.train()(x) == 0).sum().item() == pytest.approx(500, abs=80)
+
+
+def test_without_dropout_nothing_is_drawn() -> None:
+    before = torch.get_rng_state()
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert dropout(x, 0.0) is x
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    caches = (dropout_cpu.library, dropout_cpu.missing, facade._refusal)
+    monkeypatch.setattr(dropout_cpu, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_torchs_own_serve_and_the_reason_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(100, 10).bfloat16()
+    for _ in range(2):
+        assert (dropout(x, 0.5) == 0).any()
+    said = [record.message for record in caplog.records if "no C++ compiler" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("dropout is torch's own")
+
+
+def test_a_header_is_part_of_what_is_compiled(tmp_path: Path) -> None:
+    if dropout_cpu.missing() is not None:
+        pytest.skip("no C++ compiler")
+    source = tmp_path / "one.cpp"
+    source.write_text('#include "number.hpp"\nextern "C" int number() { return value; }\n')
+    found = []
+    for value in (1, 2):
+        (tmp_path / "number.hpp").write_text(f"constexpr int value = {value};\n")
+        built = dropout_cpu.native.build(source)
+        built.number.restype = ctypes.c_int
+        found.append(built.number())
+    assert found == [1, 2]
