@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int64
+from ossicle.layer.dropout import Dropout
 
 
 class Decoder(nn.Module, ABC):
@@ -80,7 +81,7 @@ class ConvolutionDecoder(Decoder):
                 f"a decoder of kernel {kernel} and {groups} groups on widths {dim} and {hidden_dim}",
                 "give an odd kernel, and groups that divide both widths",
             )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.noise_std = noise_std
         self.convolutions = nn.ModuleList(
             nn.Conv1d(dim if number == 0 else hidden_dim, hidden_dim, kernel, padding=kernel // 2, groups=groups)
