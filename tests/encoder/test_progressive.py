@@ -37,7 +37,7 @@ def test_spirals_size_runs_at_12_frames_and_a_half_with_its_parameters() -> None
     assert total == pytest.approx(91.4e6, rel=0.05)  # what ESSL's code, of the same shape, is counted to have
 
 
-def test_each_stage_equals_torchs_convolutions_norm_and_relu() -> None:
+def test_each_stage_equals_torchs_convolutions_each_with_norm_and_relu() -> None:
     encoder = small()
     x_BTD = torch.randn(2, 30, 20)
     stage = encoder.shorten[0]
@@ -45,9 +45,9 @@ def test_each_stage_equals_torchs_convolutions_norm_and_relu() -> None:
     for convolution in stage.convolutions:
         expected = functional.conv1d(
             expected, convolution.weight, convolution.bias, convolution.stride, convolution.weight.shape[2] // 2
-        )
-    expected = functional.relu(functional.layer_norm(expected.transpose(1, 2), (16,)))
-    torch.testing.assert_close(stage(x_BTD, None)[0], expected)
+        ).transpose(1, 2)
+        expected = functional.relu(functional.layer_norm(expected, (expected.shape[2],))).transpose(1, 2)
+    torch.testing.assert_close(stage(x_BTD, None)[0], expected.transpose(1, 2))
 
 
 def test_layers_of_a_higher_rate_come_on_the_outputs_clock() -> None:

@@ -11,7 +11,7 @@ from ossicle.core.errors import ConfigError
 
 
 class Shortening(nn.Module):
-    """Convolutions with padding on both sides, then layer norm and ReLU.
+    """Convolutions with padding on both sides, each followed by layer norm and ReLU (arXiv 2201.10207, section 3.3).
 
     Args:
         in_dim: Width that comes in.
@@ -30,18 +30,18 @@ class Shortening(nn.Module):
             layers.append(nn.Conv1d(in_dim, channels, kernel, stride, padding=kernel // 2))
             in_dim = channels
         self.convolutions = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(in_dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in convolutions)
         self.strides = [int(stride) for _, _, stride in convolutions]
 
     @override
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Frames at the lower rate, and which of them are real: those whose centre is."""
-        for convolution, stride in zip(self.convolutions, self.strides, strict=True):
+        for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
             if valid_BT is not None:
                 x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
                 valid_BT = valid_BT[:, ::stride]
-            x_BTD = convolution(x_BTD.transpose(1, 2)).transpose(1, 2)
-        return functional.relu(self.norm(x_BTD)), valid_BT
+            x_BTD = functional.relu(norm(convolution(x_BTD.transpose(1, 2)).transpose(1, 2)))
+        return x_BTD, valid_BT
 
 
 def shortened_clock(clock: FrameClock, convolutions: Sequence[Sequence[int]]) -> FrameClock:
