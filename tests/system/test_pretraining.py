@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,14 @@ from typing_extensions import override
 
 from ossicle.core.batch import Batch, ObjectiveOutput
 from ossicle.core.seeds import derive_seed
+from ossicle.encoder.backbone import Backbone
+from ossicle.encoder.transformer import Transformer
+from ossicle.frontend.wave import Wave
 from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.mixer.attention import Attention
 from ossicle.objective.base import Objective
+from ossicle.optim.adamw import adamw
+from ossicle.optim.schedules import Polynomial
 from ossicle.system.build import build
 from ossicle.system.pretraining import Pretraining
 from tests.system.toys import ToyData, toy_experiment, toy_run
@@ -122,6 +129,38 @@ def test_what_was_drawn_before_does_not_change_the_initial_weights() -> None:
     third = build(toy_experiment(seed=4)).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not torch.equal(first["model.project.weight"], third["model.project.weight"])
+
+
+def test_a_frozen_frontend_stays_as_it_is_and_the_rest_goes_on(tmp_path: Path) -> None:
+    parts = {
+        "frontend": partial(Wave, ((16, 10, 5), (16, 8, 8), (16, 8, 8))),
+        "mixer": partial(Attention, num_heads=2, dropout=0.0),
+        "encoder": partial(Transformer, dim=16, num_layers=1, ffn_dim=16, position_kernel=3, position_groups=2),
+    }
+
+    def states(freeze_at: int | None) -> list[dict[str, torch.Tensor]]:
+        found = []
+        for steps in (2, 6):  # the schedule is long, so that six steps begin with those two
+            changes = {
+                "schedule": lambda **_: Polynomial(max_steps=100),
+                "optim": partial(adamw, lr=0.01, weight_decay=0.5),
+            }
+            _, system = toy_run(
+                tmp_path, max_steps=steps, model=partial(Backbone, freeze_frontend_at=freeze_at), **parts, **changes
+            )
+            assert isinstance(system, Pretraining)
+            found.append({name: value.clone() for name, value in system.state_dict().items()})
+        return found
+
+    def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+        return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+    before, after = states(2)
+    frontend = {name for name in before if name.startswith("model.frontend.")}
+    assert len(frontend) >= 3
+    assert moved(before, after).isdisjoint(frontend)
+    assert "model.project.weight" in moved(before, after)
+    assert frontend <= moved(*states(None))  # decay and gradient would have moved it
 
 
 @pytest.mark.gpu

@@ -1,8 +1,9 @@
 """A frontend and an encoder as one model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -27,6 +28,8 @@ class Backbone(SpeechEncoder):
         input_dropout: Dropout of embedded frames.
         spec_augment: Builds what hides frames and bands of normalised features in training, from ``feature_dim``; None
             hides nothing. Features that an objective takes as its target, before they are embedded, stay whole.
+        freeze_frontend_at: Optimiser step from which on the frontend stays as it is, and nothing is kept for its
+            gradient; None for never.
 
     Raises:
         ConfigError: The encoder has no block.
@@ -38,6 +41,7 @@ class Backbone(SpeechEncoder):
         encoder: Encoder,
         input_dropout: float = 0.1,
         spec_augment: SpecAugmentFactory | None = None,
+        freeze_frontend_at: int | None = None,
     ) -> None:
         super().__init__()
         if encoder.num_layers < 1:
@@ -48,6 +52,8 @@ class Backbone(SpeechEncoder):
         self.dropout = Dropout(input_dropout)
         self.spec_augment = None if spec_augment is None else spec_augment(feature_dim=frontend.dim)
         self.encoder = encoder
+        self.freeze_frontend_at = freeze_frontend_at
+        self.frozen = False
         self.feature_clock = frontend.clock
         self.clock = encoder.clock(frontend.clock)
         self.feature_dim = frontend.dim
@@ -60,6 +66,11 @@ class Backbone(SpeechEncoder):
     @override
     def anneal(self, step: int) -> None:
         self.frontend.anneal(step)
+        self.frozen = self.freeze_frontend_at is not None and step >= self.freeze_frontend_at
+
+    @override
+    def still(self) -> Iterable[nn.Parameter]:
+        return self.frontend.parameters() if self.frozen else ()
 
     @override
     def layer_factor(self, layer: int) -> int:
@@ -67,7 +78,8 @@ class Backbone(SpeechEncoder):
 
     @override
     def local(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
-        return self.frontend(waveform_BS, lengths_B)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.frontend(waveform_BS, lengths_B)
 
     @override
     def normalise(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:

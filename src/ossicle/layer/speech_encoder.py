@@ -1,7 +1,7 @@
 """What an objective sees of the model it trains: steps from waveforms to encoded frames, and nothing of its parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,12 @@ class SpeechEncoder(nn.Module, ABC):
     quantises: bool = False
 
     def anneal(self, step: int) -> None:
-        """Follow the number of optimiser steps taken, a host integer, where something in the model depends on it."""
+        """Follow the optimiser steps taken, a host integer told before each step, where something depends on them."""
         del step
+
+    def still(self) -> Iterable[nn.Parameter]:
+        """Parameters that training leaves as they are at the step that :meth:`anneal` was told: none."""
+        return ()
 
     def layer_factor(self, layer: int) -> int:
         """Encoded frames that a layer makes one: 1, unless it lies at a lower rate. 0 is the first block's input."""

@@ -63,7 +63,6 @@ class Foreseeing(Objective):
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
-        model.anneal(step)
         local = model.local(batch.waveform_BS)
         features_BTC = local.features_BTC
         rows, frames, channels = features_BTC.shape

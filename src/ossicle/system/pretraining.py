@@ -124,6 +124,7 @@ class Pretraining(LightningModule):
         # Dropout and layerdrop draw from the default generators; what they draw depends on the batch alone.
         torch.manual_seed(derive_seed(self.seed, "dropout", batch.position))
         self.execution.begin_step()
+        self.model.anneal(self.global_step)
         batch = self.augmentation(batch, seed=self.seed)
         output = self.objective(self.model, batch, seed=self.seed, step=self.global_step)
         count = output.count.detach().float()
@@ -169,7 +170,10 @@ class Pretraining(LightningModule):
             dist.all_reduce(count)
         # Lightning has divided by the micro-batches of a step, DDP by the ranks: undone here.
         scale = trainer.world_size * trainer.accumulate_grad_batches / count.clamp(min=1.0)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        still = {id(parameter) for parameter in self.model.still()}
+        for parameter in self.model.still():
+            parameter.grad = None  # zeros would still be moved by decay and momentum
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in still]
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient  # a block that layerdrop left out has zeros, as it has where ranks differ
