@@ -2,13 +2,13 @@
 
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import override
 
+from data_prep.disk_table import DiskTable
 from data_prep.recordings import BYTES_PER_S, Recording, Recordings, file_size, guess_seconds, suffix_of
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.seeds import derive_seed
@@ -77,8 +77,8 @@ class FolderCorpus(Recordings):
     A manifest is tab-separated UTF-8 with a header; the column path is needed, and lang, speaker, text, split and
     duration_s are read where they are there. A phones.tsv beside it (path, start_s, end_s, phone) gives timed phones.
     Without a manifest a file's speaker is its folder, and its split is drawn by a hash: of the folder where there are
-    many, so that a speaker is in one split alone, else of the file's own path. The folder is walked twice for that, and
-    nothing is kept of it; with a manifest its rows, and the names of all files, are in memory.
+    many, so that a speaker is in one split alone, else of the file's own path. Nothing is kept in memory of folders and
+    tables but one folder's names: they are read twice, and what must be looked up lies in a temporary file.
 
     Args:
         input: The folder.
@@ -111,7 +111,7 @@ class FolderCorpus(Recordings):
     def sources(self) -> Iterator[FolderSource]:
         found = self.input / MANIFEST_NAME
         manifest = self.manifest if self.manifest is not None or not found.is_file() else found
-        sources = self._from_folders() if manifest is None else self._from_manifest(manifest, list(self._walk()))
+        sources = self._from_folders() if manifest is None else self._from_manifest(manifest)
         empty = True
         for source in sources:
             empty = False
@@ -171,41 +171,45 @@ class FolderCorpus(Recordings):
                 problem=problem,
             )
 
-    def _from_manifest(self, manifest: Path, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
-        rows = list(_read_table(manifest, {"path"}))
-        phones = _read_phones(manifest.parent / PHONES_NAME)
+    def _from_manifest(self, manifest: Path) -> Iterator[FolderSource]:
         splits = self._splits()
-        for _, row in rows:
+        for _, row in _read_table(manifest, {"path"}):
             if not row.get("split"):
                 splits.see(row["path"])
-        sizes = {path: size for path, size, _ in files}
-        listed: set[str] = set()
-        for line, row in rows:
-            path = row["path"]
-            problem = row.get("", "")
-            if path in listed:
-                problem = f"{manifest}, line {line}: {path} is listed for the second time"
-            size = sizes[path] if path in sizes else file_size(self.input / path)
-            if size is None:
-                problem = problem or f"{manifest}, line {line}: there is no file {self.input / path}"
-            yield FolderSource(
-                name=f"{path} (line {line})" if path in listed else path,
-                split=row.get("split") or splits.of(path),
-                seconds=_number(row.get("duration_s", "")) or guess_seconds(path, size or 0),
-                path=path,
-                bytes=size or 0,
-                language=row.get("lang", ""),
-                speaker=row.get("speaker", ""),
-                text=row.get("text", ""),
-                phones=tuple(phones.get(path, ())),
-                problem=problem,
-            )
-            listed.add(path)
-        yield from self._unlisted(manifest, [file for file in files if file[0] not in listed])
+        with DiskTable(_read_phones(manifest.parent / PHONES_NAME)) as phones, DiskTable() as listed:
+            for line, row in _read_table(manifest, {"path"}):
+                yield self._of_row(row, f"{manifest}, line {line}", line, splits, phones, listed)
+                listed.add(row["path"])
+            yield from self._unlisted(manifest, (file for file in self._walk() if file[0] not in listed))
 
-    def _unlisted(self, manifest: Path, files: list[tuple[str, int, str]]) -> Iterator[FolderSource]:
-        if self.manifest is not None and files:
-            _LOG.info("%d files in %s are not in %s and are not taken", len(files), self.input, manifest)
+    def _of_row(  # noqa: PLR0917  what is known of the table
+        self, row: dict[str, str], where: str, line: int, splits: _Splits, phones: DiskTable, listed: DiskTable
+    ) -> FolderSource:
+        path = row["path"]
+        again = path in listed
+        size = file_size(self.input / path)
+        problem = row.get("", "")
+        if again:
+            problem = f"{where}: {path} is listed for the second time"
+        elif size is None:
+            problem = problem or f"{where}: there is no file {self.input / path}"
+        return FolderSource(
+            name=f"{path} (line {line})" if again else path,
+            split=row.get("split") or splits.of(path),
+            seconds=_number(row.get("duration_s", "")) or guess_seconds(path, size or 0),
+            path=path,
+            bytes=size or 0,
+            language=row.get("lang", ""),
+            speaker=row.get("speaker", ""),
+            text=row.get("text", ""),
+            phones=tuple((start_s, end_s, phone) for start_s, end_s, phone in phones.all(path)),
+            problem=problem,
+        )
+
+    def _unlisted(self, manifest: Path, files: Iterator[tuple[str, int, str]]) -> Iterator[FolderSource]:
+        if self.manifest is not None:
+            if number := sum(1 for _ in files):
+                _LOG.info("%d files in %s are not in %s and are not taken", number, self.input, manifest)
             return
         for path, size, problem in files:
             reason = problem or f"{manifest} has no row for it"
@@ -218,35 +222,35 @@ class FolderCorpus(Recordings):
 def _read_table(path: Path, needed: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row of a table; a row of the wrong width carries its problem under the empty name."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
+            first = next(lines, "").rstrip("\r\n")
+            header = first.split("\t")
+            missing = needed - set(header)
+            if missing:
+                problem = f"{path} has no column {', '.join(sorted(missing))}: its first line is {first[:80]!r}"
+                raise DataError(problem, "give it a first line with names of columns, separated by tabs")
+            for number, line in enumerate(lines, start=2):
+                cells = line.rstrip("\r\n").split("\t")
+                if not any(cells):
+                    continue
+                row = dict(zip(header, [*cells, *[""] * len(header)], strict=False))
+                if len(cells) != len(header):
+                    row[""] = f"{path}, line {number}: {len(cells)} columns where the first line has {len(header)}"
+                yield number, row
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}", "mend or remove it") from error
-    header = lines[0].rstrip("\r").split("\t")
-    missing = needed - set(header)
-    if missing:
-        problem = f"{path} has no column {', '.join(sorted(missing))}: its first line is {lines[0][:80]!r}"
-        raise DataError(problem, "give it a first line with names of columns, separated by tabs")
-    for number, line in enumerate(lines[1:], start=2):
-        cells = line.rstrip("\r").split("\t")
-        if not any(cells):
-            continue
-        row = dict(zip(header, [*cells, *[""] * len(header)], strict=False))
-        if len(cells) != len(header):
-            row[""] = f"{path}, line {number}: {len(cells)} columns where the first line has {len(header)}"
-        yield number, row
 
 
-def _read_phones(path: Path) -> Mapping[str, list[tuple[float, float, str]]]:
-    phones: defaultdict[str, list[tuple[float, float, str]]] = defaultdict(list)
+def _read_phones(path: Path) -> Iterator[tuple[str, tuple[float, float, str]]]:
+    """File, and one phone of it with its start and end in seconds."""
     if not path.is_file():
-        return phones
+        return
     for line, row in _read_table(path, {"path", "start_s", "end_s", "phone"}):
         start_s, end_s = _number(row["start_s"]), _number(row["end_s"])
         if start_s is None or end_s is None or "" in row:
             problem = f"{path}, line {line}: {row['start_s']!r} to {row['end_s']!r} is no span of time"
             raise DataError(problem, f"mend the line, or remove {path.name}")
-        phones[row["path"]].append((start_s, end_s, row["phone"]))
-    return phones
+        yield row["path"], (start_s, end_s, row["phone"])
 
 
 def _number(text: str) -> float | None:

@@ -1,10 +1,12 @@
 """Hugging Face datasets on a disk: saved ones, folders of parquet, and folders of audio with metadata."""
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -91,7 +93,7 @@ class HfDatasets(Manifests):
                 yield from self._saved(self.input / name, name)
         elif (self.input / "state.json").is_file():
             yield from self._saved(self.input, "")
-        elif tables := self._below(".parquet"):
+        elif tables := list(self._below(".parquet")):
             for path in tables:
                 split = self.split(_split_of(path.relative_to(self.input)))
                 if split is not None:
@@ -108,15 +110,17 @@ class HfDatasets(Manifests):
             raise DataError(f"{source.name}: the row has no audio", "leave the row out")
         return data or Path(self.place(path, self.input))
 
-    def _below(self, *suffixes: str) -> list[Path]:
-        """The files below the folder with some suffixes, hidden ones left out."""
-        return sorted(
-            path
-            for path in self.input.rglob("*")
-            if path.suffix.lower() in suffixes
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(self.input).parts)
-        )
+    def _below(self, *suffixes: str) -> Iterator[Path]:
+        """The files below the folder with some suffixes in order, hidden ones left out; one folder's are in memory."""
+        folders = [iter(_entries(self.input))]
+        while folders:
+            entry = next(folders[-1], None)
+            if entry is None:
+                folders.pop()
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(iter(_entries(entry.path)))
+            elif Path(entry.name).suffix.lower() in suffixes and entry.is_file():
+                yield Path(entry.path)
 
     def _saved(self, folder: Path, name: str) -> Iterator[Recording]:
         try:
@@ -149,10 +153,11 @@ class HfDatasets(Manifests):
         tables = [path for path in self._below(".csv", ".jsonl") if path.name in _METADATA]
         if not tables:
             files = self._below(*BYTES_PER_S)
-            if not files:
+            first = next(files, None)
+            if first is None:
                 problem = f"{self.input} holds no saved dataset, parquet files, metadata or audio"
                 raise DataError(problem, "point input at a folder of the datasets library")
-            rows = ((path.relative_to(self.input).as_posix(), path, {}) for path in files)
+            rows = ((path.relative_to(self.input).as_posix(), path, {}) for path in chain([first], files))
         else:
             rows = (row for table in tables for row in self._metadata(table))
         for name, path, values in rows:
@@ -178,6 +183,12 @@ class HfDatasets(Manifests):
         """A source with what its row says."""
         facts = {key: text_at(values, *columns) for key, columns in self.columns.items()}
         return replace(source, **facts)
+
+
+def _entries(folder: Path | str) -> list["os.DirEntry[str]"]:
+    """What is in a folder, in order of names, hidden entries left out."""
+    with os.scandir(folder) as found:
+        return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def _split_of(path: Path) -> str:

@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import override
 
+from data_prep.disk_table import DiskTable
 from data_prep.manifests import Manifests, seconds_of
 from data_prep.recordings import Recording
 
@@ -24,15 +26,17 @@ class _Folder:
         speakers: Speaker by utterance.
         languages: Language by utterance.
         texts: Text by utterance.
+        entries: What wav.scp says of recordings, where there are segments of them.
         seen: Utterances that came already.
     """
 
     path: Path
     split: str
-    speakers: dict[str, str]
-    languages: dict[str, str]
-    texts: dict[str, str]
-    seen: set[str] = field(default_factory=set)
+    speakers: DiskTable
+    languages: DiskTable
+    texts: DiskTable
+    entries: DiskTable
+    seen: DiskTable
 
 
 class Kaldi(Manifests):
@@ -42,8 +46,8 @@ class Kaldi(Manifests):
     or a place in an archive is counted as bad: nothing is ever executed. spk2gender and other files are not read.
     Relative paths begin in the folder of wav.scp; recipes often mean the folder they run in, which root then tells.
 
-    Segments are read line by line; the paths, speakers, languages and texts of one folder at a time are kept in memory,
-    since nothing makes their files have one order.
+    Every file is read line by line; the paths, speakers, languages and texts of one folder at a time lie in temporary
+    files, since nothing makes their files have one order.
 
     Args:
         input: The folder.
@@ -59,19 +63,22 @@ class Kaldi(Manifests):
         for path in folders:
             split = self.split(path.resolve().name)
             if split is not None:
-                speakers, languages = self._table(path / "utt2spk"), self._table(path / "utt2lang")
-                yield from self._folder(_Folder(path, split, speakers, languages, self._table(path / "text")))
+                with ExitStack() as tables:
+                    files = ["utt2spk", "utt2lang", "text"]
+                    files += ["wav.scp"] if (path / "segments").is_file() else []
+                    found = [tables.enter_context(self._table(path / file)) for file in files]
+                    found += [tables.enter_context(DiskTable()) for _ in range(5 - len(found))]
+                    yield from self._folder(_Folder(path, split, *found))
 
     def _folder(self, folder: _Folder) -> Iterator[Recording]:
         if not (folder.path / "segments").is_file():
             for line in self.lines(folder.path / "wav.scp"):
                 yield self._recording(folder, *_parted(line))
             return
-        entries = self._table(folder.path / "wav.scp")
         for number, line in enumerate(self.lines(folder.path / "segments"), start=1):
-            yield self._segment(folder, entries, number, line)
+            yield self._segment(folder, number, line)
 
-    def _segment(self, folder: _Folder, entries: dict[str, str], number: int, line: str) -> Recording:
+    def _segment(self, folder: _Folder, number: int, line: str) -> Recording:
         where = f"{folder.path / 'segments'}, line {number}"
         try:
             name, recording, start, end, *channel = line.split()
@@ -81,10 +88,10 @@ class Kaldi(Manifests):
             is_span, name, recording, span = False, f"{folder.path.name}/segments (line {number})", "", None
         if span is None or not is_span:
             problem = f"{where}: {line[:60]!r} is no name, recording, start and end"
-        elif recording not in entries:
+        elif (entry := folder.entries.last(recording)) is None:
             problem = f"{where}: there is no recording {recording} in wav.scp"
         else:
-            return self._recording(folder, name, entries[recording], span)
+            return self._recording(folder, name, entry, span)
         return Recording(name, folder.split, 0.0, problem=problem)
 
     def _recording(
@@ -104,17 +111,15 @@ class Kaldi(Manifests):
             start_s=start_s,
             end_s=end_s if end_s >= 0 else None,  # Kaldi says -1 for the end
             channel=channel,
-            language=folder.languages.get(name, ""),
-            speaker=folder.speakers.get(name, ""),
-            text=folder.texts.get(name, ""),
+            language=folder.languages.last(name, ""),
+            speaker=folder.speakers.last(name, ""),
+            text=folder.texts.last(name, ""),
             problem=f"{folder.path} names two utterances {name}" if twice else problem,
         )
 
-    def _table(self, path: Path) -> dict[str, str]:
+    def _table(self, path: Path) -> DiskTable:
         """What follows the first word of each line, by that word; nothing where there is no such file."""
-        if not path.exists():
-            return {}
-        return dict(_parted(line) for line in self.lines(path))
+        return DiskTable(_parted(line) for line in self.lines(path)) if path.exists() else DiskTable()
 
 
 def _parted(line: str) -> tuple[str, str]:

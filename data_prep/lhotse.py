@@ -9,6 +9,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from data_prep.disk_table import DiskTable
 from data_prep.manifests import Manifests, Row, number_at, object_at, objects_at, text_at
 from data_prep.recordings import Recording
 from ossicle.core.errors import DataError
@@ -77,18 +78,18 @@ class Lhotse(Manifests):
         return parts
 
     def _supervisions(self, recordings: Path, supervisions: Path, split: str) -> Iterator[Recording]:
-        known: dict[str, Row] = {}
-        for number, row, problem in self.rows(recordings):
-            if problem:
-                yield Recording(f"{recordings.name} (line {number})", split, 0.0, problem=problem)
-            known[text_at(row, "id")] = row
-        for number, row, fault in self.rows(supervisions):
-            where = f"{supervisions}, line {number}"
-            name = text_at(row, "id") or f"{supervisions.name} (line {number})"
-            recording = known.get(text_at(row, "recording_id"))
-            absent = "" if recording else f"{where}: there is no recording {text_at(row, 'recording_id')!r}"
-            found = self._recording(name, split, recording or {}, recordings, fault or absent)
-            yield _spanned(found, recording or {}, row, [row], where)
+        with DiskTable() as known:
+            for number, row, problem in self.rows(recordings):
+                if problem:
+                    yield Recording(f"{recordings.name} (line {number})", split, 0.0, problem=problem)
+                known.add(text_at(row, "id"), row)
+            for number, row, fault in self.rows(supervisions):
+                where = f"{supervisions}, line {number}"
+                name = text_at(row, "id") or f"{supervisions.name} (line {number})"
+                recording: Row | None = known.last(text_at(row, "recording_id"))
+                absent = "" if recording else f"{where}: there is no recording {text_at(row, 'recording_id')!r}"
+                found = self._recording(name, split, recording or {}, recordings, fault or absent)
+                yield _spanned(found, recording or {}, row, [row], where)
 
     def _cut(self, path: Path, split: str, row: Row, numbered: tuple[int, str]) -> Recording:
         number, problem = numbered
