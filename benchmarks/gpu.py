@@ -1,0 +1,128 @@
+"""Everything that waits for a GPU, in one command for a machine that is lent for minutes: tests, steps, peers, mixers.
+
+    PYTHONPATH=src:. python benchmarks/gpu.py --out results --limit 540
+    PYTHONPATH=src:. python benchmarks/gpu.py --out results --limit 540 --only peers,step_64
+
+What matters most comes first. Each task has a limit of its own and none may take more than what is left of the whole,
+so that what was measured is written: OUT/records.json holds every record by task, OUT/summary.json what came of each,
+and OUT/log.txt all that was said.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ossicle.core.files import read_json, write_json
+
+STEP = (
+    "hubert_base", "hubert_base compile=true", "hubert_base compile=true compile_mode=reduce-overhead",
+    "hubert_base compile=true precision=float8", "hubert_base recompute.blocks=12 recompute.frontend=true",
+)  # fmt: skip
+"""How HuBERT Base may be run, the first being what the ratios are to."""
+FAMILIES = (
+    "hubert_base", "melhubert", "fast_hubert", "sew_small", "summary_mixing_wav2vec2", "wav2vec2_base",
+    "data2vec2_base", "best_rq", "spiral_base", "essl",
+)  # fmt: skip
+"""Experiments whose papers claim a speed."""
+
+
+def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
+    """Limit in seconds and command of every task, by name, the most important first.
+
+    Args:
+        device: cuda or cpu.
+        small: Whether sizes and repetitions are those of a trial.
+    """
+    crop, often = (
+        ("crop_s=1", ["steps=1", "rounds=1", "warmup=0"]) if small else ("crop_s=15.6", ["steps=8", "rounds=2"])
+    )
+    on = [f"device={device}", crop, *often]
+    sizes = ["sizes={dim: 16, layers: 1, heads: 2, ffn_dim: 32, conv_dim: 16}", "systems=[ossicle]"] if small else []
+    told = "[" + ",".join(json.dumps(name) for name in (("hubert_tiny",) if small else STEP)) + "]"
+    families = f"[{','.join(('hubert_tiny', 'best_rq_tiny') if small else FAMILIES)}]"
+    found: dict[str, tuple[float, list[str]]] = {
+        "tests": (
+            150,
+            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"],
+        ),
+        "all_tests": (240, [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
+    }
+    for batch in (1,) if small else (11, 64):
+        found[f"step_{batch}"] = (180, ossicle("step", f"experiments={told}", f"batch={batch}", *on))
+        peers = [
+            "precision=bfloat16",
+            "compile=[false]" if small else "compile=[false,true]",
+            f"batch={batch}",
+            *sizes,
+            *on,
+        ]
+        found[f"peers_{batch}"] = (180, ossicle("peers", *peers))
+    found["families"] = (240, ossicle("step", f"experiments={families}", f"batch={1 if small else 16}", *on))
+    lengths = ["lengths=[50,100]", "mixers=[attention,summary]", "dim=16", "heads=2", "repeats=1"] if small else []
+    found["mixers"] = (240, ossicle("mixer", f"device={device}", "precision=bfloat16", *lengths))
+    return found
+
+
+def ossicle(bench: str, *words: str) -> list[str]:
+    """The command line of a bench."""
+    return [sys.executable, "-m", "ossicle.launch.cli", "bench", bench, *words]
+
+
+def run(name: str, command: Sequence[str], limit_s: float, out: Path) -> tuple[str, object]:
+    """What came of a task, in a word, and its records; all that it says is added to the log."""
+    records = out / f"{name}.json"
+    line = [*command, f"out={records}"] if "bench" in command else list(command)
+    with (out / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"\n===== {name}: {' '.join(line)}\n")
+        log.flush()
+        try:
+            code = subprocess.run(line, stdout=log, stderr=log, timeout=limit_s, check=False, env=os.environ).returncode  # noqa: S603  our own commands
+            outcome = "done" if code == 0 else f"ended with {code}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped after {limit_s:.0f} s"
+    found = read_json(records) if records.is_file() else None
+    records.unlink(missing_ok=True)
+    return outcome, found
+
+
+def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
+    """Carry out what there is time for. Returns the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=float, default=540, help="seconds for all of it")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=None, help="names of tasks")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="a trial of the commands, whose figures mean nothing")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.limit
+    summary: dict[str, str] = {}
+    records: dict[str, object] = {}
+    known = tasks(options.device, small=options.small)
+    unknown = set(options.only or ()) - set(known)
+    if unknown:
+        parser.error(f"there is no task {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+    for name, (limit_s, command) in known.items():
+        if options.only is not None and name not in options.only:
+            continue
+        left_s = end - time.monotonic()
+        if left_s < 1:
+            summary[name] = "no time was left"
+            continue
+        start = time.monotonic()
+        outcome, records[name] = run(name, command, min(limit_s, left_s), options.out)
+        summary[name] = f"{outcome}, {time.monotonic() - start:.0f} s"
+        write_json(options.out / "summary.json", summary)
+        write_json(options.out / "records.json", records)
+    write_json(options.out / "summary.json", summary)
+    sys.stdout.write("".join(f"{name}: {outcome}\n" for name, outcome in summary.items()))
+    return summary
+
+
+if __name__ == "__main__":
+    main()
