@@ -294,6 +294,13 @@ def number(cost: Mapping[str, float | None], name: str, unit: float, digits: int
     return "-" if value is None else f"{value / unit:.{digits}f}"
 
 
+def point_name(result: Result, results: Sequence[Result]) -> str:
+    """What tells a run from the others: its experiment, unless all have the same, and the values that it chose."""
+    experiment, *choices = result.name.split()
+    shared = len({other.name.split()[0] for other in results}) == 1 and choices
+    return " ".join([*([] if shared else [experiment.removesuffix("_tiny")]), *(c.partition("=")[2] for c in choices)])
+
+
 def plot(results: Sequence[Result], path: Path) -> None:
     """Phone error over processor seconds of training and over the encoder's operations, a point a run."""
     figure = Figure(figsize=(12, 6), layout="constrained")
@@ -309,7 +316,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
                 continue
             error = 100 * result.errors["phone"]["pretrained"]
             axis.scatter(cost / unit, error, color=f"C{place % 10}", marker="o" if beats(result) else "x")
-            axis.annotate(result.name.removesuffix("_tiny"), (cost / unit, error), fontsize=7, xytext=(4, 3),
+            axis.annotate(point_name(result, results), (cost / unit, error), fontsize=7, xytext=(4, 3),
                           textcoords="offset points")  # fmt: skip
         axis.axhline(100 * results[0].errors["phone"]["logmel"], color="0.6", linestyle=":", label="log-mel")
         axis.set_xscale("log")

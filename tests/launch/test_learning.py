@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning import COLUMNS, Result, beats, combinations, main, row
+from benchmarks.learning import COLUMNS, Result, beats, combinations, main, point_name, row
 from tests.launch.toy import TOY
 
 SMALL = [item for item in TOY if not item.startswith(("threads", "wandb"))]
@@ -37,6 +37,13 @@ def test_a_multirun_is_gathered_and_goes_on_where_it_was(synthetic_dataset: Path
 def test_a_sweep_is_every_combination_of_its_values() -> None:
     assert list(combinations(["a=1,2", "b=x"])) == [("a=1", "b=x"), ("a=2", "b=x")]
     assert list(combinations([])) == [()]
+
+
+def test_points_are_called_by_what_tells_them_apart() -> None:
+    alike = [Result("a_tiny mixer=b encoder=c", 0, "", 1), Result("a_tiny mixer=d encoder=c", 0, "", 1)]
+    assert [point_name(result, alike) for result in alike] == ["b c", "d c"]
+    unlike = [Result("a_tiny", 0, "", 1), Result("e_tiny mixer=b", 0, "", 1)]
+    assert [point_name(result, unlike) for result in unlike] == ["a", "e b"]
 
 
 def test_a_run_is_bold_only_below_both_baselines() -> None:
