@@ -176,7 +176,7 @@ def test_without_a_compiler_it_runs_as_a_loop_and_says_why_once(
         light_gru(gates, weights)
     torch.testing.assert_close(states, light_gru_reference(gates, weights))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "loop over frames in torch: no C++ compiler" in caplog.text
+    assert "loop over frames in torch: cannot be built (no C++ compiler" in caplog.text
 
 
 def test_a_source_that_does_not_compile_is_refused_with_the_compilers_words(

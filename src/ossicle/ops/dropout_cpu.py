@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from ossicle.ops import native
 from ossicle.ops.dropout_hash import threshold_of
-from ossicle.ops.native import BuildError
 
 SUFFIXES: Final = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 COMPILERS = native.COMPILERS
@@ -22,21 +21,12 @@ _SOURCE = Path(__file__).with_name("dropout_cpu.cpp")
 @functools.cache
 def missing() -> str | None:
     """Why this machine cannot run it, or None where it can; builds it when it is first asked."""
-    try:
-        library()
-    except (BuildError, OSError) as error:
-        return f"cannot be built ({error})"
-    return None
+    return native.refusal(library)
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled code, from the cache or newly built.
-
-    Raises:
-        BuildError: No compiler is found, or it refuses.
-        OSError: The cache cannot be written, or the file not loaded.
-    """
+    """The compiled code; raises what :func:`ossicle.ops.native.build` raises."""
     built = native.build(_SOURCE, COMPILERS)
     pointer, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     for suffix in SUFFIXES.values():

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,19 @@ def build(source: Path, compilers: Sequence[str] = COMPILERS, flags: Sequence[st
     if not target.is_file():
         _build([compiler, *flags], source, target)
     return ctypes.CDLL(str(target))
+
+
+def refusal(load: Callable[[], object]) -> str | None:
+    """Why code cannot be had, or None where it can.
+
+    Args:
+        load: Calls :func:`build`.
+    """
+    try:
+        load()
+    except (BuildError, OSError) as error:
+        return f"cannot be built ({error})"
+    return None
 
 
 def _build(command: Sequence[str], source: Path, target: Path) -> None:

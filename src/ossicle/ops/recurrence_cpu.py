@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ossicle.ops import native
-from ossicle.ops.native import BuildError
 from ossicle.ops.recurrence_loop import Run
 
 COMPILERS = native.COMPILERS
@@ -36,21 +35,12 @@ def backward(grad_RBTU: Tensor, run: Run, recurrent_RWU: Tensor, epsilon: float 
 @functools.cache
 def refusal() -> str | None:
     """Why this machine cannot run it, or None where it can; builds it when it is first asked."""
-    try:
-        library()
-    except (BuildError, OSError) as error:
-        return str(error)
-    return None
+    return native.refusal(library)
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled code, from the cache or newly built.
-
-    Raises:
-        BuildError: No compiler is found, or it refuses.
-        OSError: The cache cannot be written, or the file not loaded.
-    """
+    """The compiled code; raises what :func:`ossicle.ops.native.build` raises."""
     return native.build(_SOURCE, COMPILERS)
 
 
