@@ -39,7 +39,7 @@ def forward(waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: i
 def backward(
     grad_BTC: Tensor, waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of filters (B, K, C) and bias (B, C): sums over frames, of each program and then of all, in one order."""
+    """Gradients of filters (B, K, C) and bias (B, C): sums of each program, then of all, in one order."""
     rows, frames, channels = grad_BTC.shape
     taps = filters_BKC.shape[1]
     sizes = tiles(taps, channels)
