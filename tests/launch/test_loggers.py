@@ -10,7 +10,8 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.loggers import CsvLogger, SurvivingWandbLogger, loggers
+from ossicle.launch.loggers import CsvLogger, loggers
+from ossicle.launch.wandb_logger import SurvivingWandbLogger
 from tests.launch.wandb_server import serving
 
 

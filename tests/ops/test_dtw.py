@@ -76,8 +76,9 @@ def test_a_stretch_is_at_distance_nothing_from_itself() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_finds_what_a_cpu_finds() -> None:
-    frames = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    # in float64, since the arc cosine makes 1e-4 of the rounding in float32 of a frame's cosine with itself
+    frames = torch.randn(300, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     draws = np.random.default_rng(0)
     starts, lengths, pairs = draws.integers(0, 280, 40), draws.integers(1, 20, 40), draws.integers(0, 40, (200, 2))
     ours = stretch_distances(frames.cuda(), starts, lengths, pairs)
-    np.testing.assert_allclose(ours, stretch_distances(frames, starts, lengths, pairs), atol=1e-5)
+    np.testing.assert_allclose(ours, stretch_distances(frames, starts, lengths, pairs), atol=1e-7)

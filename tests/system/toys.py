@@ -90,7 +90,7 @@ class ToyObjective(Objective):
         logits = self.head(encoded_BTD).flatten(0, 1)[kept]
         wanted = wanted[kept]
         loss_sum = functional.cross_entropy(logits, wanted, reduction="sum")
-        count = torch.tensor(float(len(wanted)))
+        count = torch.tensor(float(len(wanted)), device=logits.device)
         guess = logits.argmax(-1)
         logs = {
             "objective/accuracy_masked": Mean((guess == wanted).sum(), count),

@@ -10,6 +10,7 @@ from typing_extensions import override
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import FeedForward
+from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.base import Mixer
 from ossicle.ops.packing import Packing
 
@@ -48,10 +49,10 @@ class TransformerBlock(Block):
     def __init__(self, mixer: Mixer, dim: int, ffn_dim: int, *, dropout: float, activation_dropout: float) -> None:
         super().__init__()
         self.mixer = mixer
-        self.mixer_norm = nn.LayerNorm(dim)
+        self.mixer_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
-        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = LayerNorm(dim)
 
     @abstractmethod
     def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:

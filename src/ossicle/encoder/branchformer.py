@@ -13,6 +13,7 @@ from ossicle.encoder.block import Block
 from ossicle.encoder.stack import Stack
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
+from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
 
@@ -39,7 +40,7 @@ class ConvolutionalGating(nn.Module):
             )
         half = inner_dim // 2
         self.expand = init_linear(nn.Linear(dim, inner_dim))
-        self.norm = nn.LayerNorm(half)
+        self.norm = LayerNorm(half)
         self.depthwise = nn.Conv1d(half, half, kernel, padding=kernel // 2, groups=half)
         # the gate opens at one: at first the branch is an MLP
         nn.init.normal_(self.depthwise.weight, std=1e-6)
@@ -73,9 +74,9 @@ class BranchformerBlock(Block):
 
     def __init__(self, mixer: Mixer, dim: int, gate_dim: int, *, kernel: int, dropout: float) -> None:
         super().__init__()
-        self.mixer_norm = nn.LayerNorm(dim)
+        self.mixer_norm = LayerNorm(dim)
         self.mixer = mixer
-        self.gating_norm = nn.LayerNorm(dim)
+        self.gating_norm = LayerNorm(dim)
         self.gating = ConvolutionalGating(dim, gate_dim, kernel, dropout)
         self.merge = init_linear(nn.Linear(2 * dim, dim))
         self.dropout = Dropout(dropout)

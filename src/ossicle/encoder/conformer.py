@@ -2,7 +2,7 @@
 
 from typing import final
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from ossicle.core.shapes import Bool, Float
@@ -11,6 +11,7 @@ from ossicle.encoder.stack import Stack
 from ossicle.layer.convolution_module import ConvolutionModule
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import FeedForward
+from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
 
@@ -33,16 +34,16 @@ class ConformerBlock(Block):
         self, mixer: Mixer, dim: int, ffn_dim: int, *, kernel: int, dropout: float, activation_dropout: float
     ) -> None:
         super().__init__()
-        self.first_norm = nn.LayerNorm(dim)
+        self.first_norm = LayerNorm(dim)
         self.first = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
-        self.mixer_norm = nn.LayerNorm(dim)
+        self.mixer_norm = LayerNorm(dim)
         self.mixer = mixer
         self.dropout = Dropout(dropout)
-        self.convolution_norm = nn.LayerNorm(dim)
+        self.convolution_norm = LayerNorm(dim)
         self.convolution = ConvolutionModule(dim, kernel, dropout)
-        self.second_norm = nn.LayerNorm(dim)
+        self.second_norm = LayerNorm(dim)
         self.second = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition
 from ossicle.layer.dropout import Dropout
+from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.base import MixerFactory, build_mixers
 from ossicle.ops.attention import attend
@@ -49,10 +50,10 @@ class ElasticBlock(Block):
     def __init__(self, mixer: Attention, dim: int, ffn_dim: int, *, dropout: float) -> None:
         super().__init__()
         self.mixer = mixer
-        self.mixer_norm = nn.LayerNorm(dim)
+        self.mixer_norm = LayerNorm(dim)
         self.expand = nn.Linear(dim, ffn_dim)
         self.contract = nn.Linear(ffn_dim, dim)
-        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
         self.head_dim = dim // mixer.num_heads
         self.num_heads = mixer.num_heads
@@ -137,7 +138,7 @@ class Elastic(Encoder):
             raise ConfigError(f"encoder.dims={list(self.dims)} are no multiples of {group}", "set position_groups")
         self.group = group
         self.position = ConvolutionPosition(self.dim, position_kernel, position_groups)
-        self.norm = nn.LayerNorm(self.dim)
+        self.norm = LayerNorm(self.dim)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(ElasticBlock(one, self.dim, ffn_dim, dropout=dropout) for one in attentions)
         self.chosen = self.largest()

@@ -14,6 +14,7 @@ from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
 from ossicle.layer.convolution import ConvolutionPosition, DeepConvolutionPosition
 from ossicle.layer.dropout import Dropout
+from ossicle.layer.norm import LayerNorm
 from ossicle.layer.recompute import recomputed
 from ossicle.mixer.base import Lender, run_lending
 from ossicle.ops.masking import gather_frames
@@ -65,7 +66,7 @@ class Stack(Encoder):
             if position_layers == 1
             else DeepConvolutionPosition(dim, position_kernel, position_groups, position_layers)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
 

@@ -42,6 +42,7 @@ def systems() -> Mapping[str, "Callable[[Shape, StepWork], Subject]"]:
 def task(cfg: "DictConfig") -> list[Record]:
     """Measure every system at every precision, print the tables, and write the records where ``out`` says."""
     from ossicle.core.files import write_json
+    from ossicle.system.execution import MODES
 
     config = resolved(cfg)
     chosen = [one_of(name, "systems", systems()) for name in listed(config["systems"])]
@@ -50,10 +51,11 @@ def task(cfg: "DictConfig") -> list[Record]:
     records: list[Record] = []
     for compiled in listed(config["compile"]):
         for precision in precisions:
-            work = work_of(config, bfloat16=precision == "bfloat16", compile=bool(compiled))
+            mode = one_of(compiled, "compile", MODES) if isinstance(compiled, str) else MODES[0]
+            work = replace(work_of(config), bfloat16=precision == "bfloat16", compile=bool(compiled), compile_mode=mode)
             found = measure(chosen, shape, work, config)
             records += found
-            how = f"{precision}, {'compiled' if compiled else 'eager'}"
+            how = f"{precision}, {f'compiled ({mode})' if compiled else 'eager'}"
             show(found, f"{config['model']}, {how}: {heading(found)}")
             if config["out"] is not None:
                 write_json(Path(config["out"]), records)
@@ -75,12 +77,13 @@ def measure(chosen: list[str], shape: "Shape", work: "StepWork", config: Config)
 
     known = systems()
     builders = {name: partial(known[name], shape) for name in chosen}
-    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"])
+    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"], together=config["together"])
     same: Record = {
         "model": config["model"],
         "sizes": asdict(shape),
         "precision": "bfloat16" if work.bfloat16 else "float32",
         "compile": work.compile,
+        "compile_mode": work.compile_mode if work.compile else None,
         "versions": versions(),
     }
     records = [{**record(name, result, work), **same} for name, result in found.items()]

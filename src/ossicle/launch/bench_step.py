@@ -35,7 +35,7 @@ def task(cfg: "DictConfig") -> list[Record]:
         check_parts(composition, name)
     log.info("%d steps in each of %d turns of %s", config["steps"], config["rounds"], ", ".join(compositions))
     builders: dict[str, Builder] = {name: partial(BareStep, part) for name, part in compositions.items()}
-    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"])
+    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"], together=config["together"])
     # ratios are to the first composition; what stands beside Ossicle is measured by bench peers
     records: list[Record] = [
         {**record("ossicle", result, work), "experiment": name, "versions": versions()}
@@ -51,12 +51,11 @@ def task(cfg: "DictConfig") -> list[Record]:
     return records
 
 
-def work_of(config: Config, **told: bool) -> "StepWork":
-    """What every system is asked for.
+def work_of(config: Config) -> "StepWork":
+    """What every system is asked for; precision and compilation are left to the systems' own configs.
 
     Args:
         config: A resolved config of this bench or of ``bench peers``.
-        told: Precision and compilation, where the bench and not the system's own config says them.
 
     Raises:
         ConfigError: A device that is not there, or numbers that measure nothing.
@@ -81,7 +80,6 @@ def work_of(config: Config, **told: bool) -> "StepWork":
         threads=config["threads"] or len(os.sched_getaffinity(0)),
         seed=config["seed"],
         warmup=config["warmup"],
-        **told,
     )
 
 

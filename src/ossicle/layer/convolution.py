@@ -172,7 +172,8 @@ class ConvolutionPosition(nn.Module):
     def first(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Positions of frames that may be narrower, from the first of the groups, as many as make their width."""
         dim = x_BTD.shape[-1]
-        position_BTD = grouped_convolution(x_BTD, self.conv.weight[:dim], dim // self.conv.weight.shape[1])
+        weight_OIK = self.conv.weight  # computed anew, with its norm, whenever it is read
+        position_BTD = grouped_convolution(x_BTD, weight_OIK[:dim], dim // weight_OIK.shape[1])
         if self.conv.bias is not None:
             position_BTD = position_BTD + self.conv.bias[:dim].to(position_BTD.dtype)
         return functional.gelu(position_BTD)

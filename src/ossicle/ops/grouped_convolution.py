@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float
+from ossicle.ops.autocast import autocast_dtype
 
 _MOST = 64
 
@@ -46,8 +47,8 @@ def grouped_convolution(
     if device == "meta":  # what is counted there is the model's work, not what blocks do twice
         wide_BOT = functional.conv1d(x_BTD.mT, weight_OIK, padding=taps // 2, groups=groups)
         return wide_BOT[..., : x_BTD.shape[1]].mT
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(device)
+    if dtype is not None:
         x_BTD, weight_OIK = x_BTD.to(dtype), weight_OIK.to(dtype)
     if block is None:
         block = block_of(x_BTD.shape[0] * x_BTD.shape[1], channels // groups)
@@ -72,8 +73,12 @@ def block_of(frames: int, channels: int) -> int:
     return best
 
 
-def _windows(x_GBTI: Tensor, block: int, taps: int, left: int) -> Tensor:
-    """What each block sees, shape (G, B * blocks, (block + taps - 1) * I)."""
+def _windows(x_BTD: Tensor, groups: int, block: int, taps: int, left: int) -> Tensor:
+    """What each block sees, with ``left`` zeros before a row's first frame, and after its last what makes T outputs.
+
+    Shape (G, B * blocks, (block + taps - 1) * I).
+    """
+    x_GBTI = x_BTD.view(*x_BTD.shape[:2], groups, -1).permute(2, 0, 1, 3)
     groups, rows, frames, inner = x_GBTI.shape
     blocks = -(-frames // block)
     right = blocks * block - frames + taps - 1 - left
@@ -96,21 +101,18 @@ def _toeplitz(weight_GOKI: Tensor, block: int) -> Tensor:
     return shifted.reshape(groups, channels * block, -1)
 
 
-def _convolve(x_BTD: Tensor, weight_GOKI: Tensor, block: int, left: int) -> Tensor:
-    """The convolution with ``left`` zeros before the first frame, and as many after the last as make T outputs."""
-    groups, channels, taps, inner = weight_GOKI.shape
-    rows, frames = x_BTD.shape[:2]
-    windows = _windows(x_BTD.view(rows, frames, groups, inner).permute(2, 0, 1, 3), block, taps, left)
+def _convolve(windows: Tensor, weight_GOKI: Tensor, block: int, rows: int, frames: int) -> Tensor:
+    """What the blocks' windows give, shape (B, T, O)."""
+    groups, channels = weight_GOKI.shape[:2]
     out = torch.bmm(windows, _toeplitz(weight_GOKI, block).mT)
-    out_BNMGO = out.view(groups, rows, -1, channels, block).flip(-1).permute(1, 2, 4, 0, 3)
+    out_BNMGO = out.view(groups, rows, -(-frames // block), channels, block).flip(-1).permute(1, 2, 4, 0, 3)
     return out_BNMGO.reshape(rows, -1, groups * channels)[:, :frames]
 
 
-def _weight_gradient(x_BTD: Tensor, grad_BTO: Tensor, weight_GOKI: Tensor, block: int) -> Tensor:
+def _weight_gradient(windows: Tensor, grad_BTO: Tensor, weight_GOKI: Tensor, block: int) -> Tensor:
     """The kernel's gradient, shape (G, O, K, I): that of the Toeplitz matrix, summed along its diagonals."""
     groups, channels, taps, inner = weight_GOKI.shape
-    rows, frames = x_BTD.shape[:2]
-    windows = _windows(x_BTD.view(rows, frames, groups, inner).permute(2, 0, 1, 3), block, taps, taps // 2)
+    rows, frames = grad_BTO.shape[:2]
     padded = functional.pad(grad_BTO, (0, 0, 0, -frames % block))
     grad = padded.view(rows, -1, block, groups, channels).permute(3, 0, 1, 4, 2).flip(-1)
     toeplitz = torch.bmm(grad.reshape(groups, windows.shape[1], -1).mT, windows).contiguous()
@@ -127,22 +129,25 @@ class _GroupedConvolution(torch.autograd.Function):
     @staticmethod
     @override
     def forward(ctx: FunctionCtx, x_BTD: Tensor, weight_GOKI: Tensor, block: int) -> Tensor:
-        # windows and matrix are made again for the gradient: they are many times what they are made of
-        ctx.save_for_backward(x_BTD, weight_GOKI)
+        groups, _, taps, _ = weight_GOKI.shape
+        rows, frames = x_BTD.shape[:2]
+        windows = _windows(x_BTD, groups, block, taps, taps // 2)
+        ctx.save_for_backward(windows, weight_GOKI)
         ctx.block = block  # ty: ignore[missing-attribute]  the context carries what is set on it
-        return _convolve(x_BTD, weight_GOKI, block, weight_GOKI.shape[2] // 2)
+        return _convolve(windows, weight_GOKI, block, rows, frames)
 
     @staticmethod
     @override
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_BTD, weight_GOKI = ctx.saved_tensors  # ty: ignore[missing-attribute]
+        windows, weight_GOKI = ctx.saved_tensors  # ty: ignore[missing-attribute]
         block = ctx.block  # ty: ignore[missing-attribute]
         wants_x, wants_weight, _ = ctx.needs_input_grad  # ty: ignore[missing-attribute]
-        taps = weight_GOKI.shape[2]
+        groups, _, taps, _ = weight_GOKI.shape
+        rows, frames = grads[0].shape[:2]
         x_grad = None
         if wants_x:  # the same with taps in reverse and the ways in and out exchanged
-            back_GIKO = weight_GOKI.flip(2).transpose(1, 3)
-            x_grad = _convolve(grads[0], back_GIKO, block, taps - 1 - taps // 2)
-        weight_grad = _weight_gradient(x_BTD, grads[0], weight_GOKI, block) if wants_weight else None
+            seen = _windows(grads[0], groups, block, taps, taps - 1 - taps // 2)
+            x_grad = _convolve(seen, weight_GOKI.flip(2).transpose(1, 3), block, rows, frames)
+        weight_grad = _weight_gradient(windows, grads[0], weight_GOKI, block) if wants_weight else None
         return x_grad, weight_grad, None

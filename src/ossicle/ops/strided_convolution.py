@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float
+from ossicle.ops.autocast import autocast_dtype
 
 
 def strided_convolution(
@@ -39,9 +40,8 @@ def strided_convolution(
             f"{x_BTC.shape[1]} frames and a kernel of {weight_OCK.shape[2]} do not suit a stride of {stride}",
             "pad the frames to a multiple of the stride, and take a kernel that leaves no frame out",
         )
-    device = x_BTC.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(x_BTC.device.type)
+    if dtype is not None:
         x_BTC, weight_OCK = x_BTC.to(dtype), weight_OCK.to(dtype)
     # taps first: each group of taps is then a matrix of adjacent rows
     taps_KCO = weight_OCK.permute(2, 1, 0).contiguous()

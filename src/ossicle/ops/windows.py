@@ -16,8 +16,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Bool, Float
+from ossicle.ops.autocast import autocast_dtype
 
 _logger = logging.getLogger(__name__)
+
+_SPAN = 1024
+"""Windows whose products are summed at once."""
 
 
 def normalised_filters(
@@ -52,8 +56,8 @@ def normalised_filters(
     """
     windows_BTK = _windows(waveform_BS, weight_CK.shape[1], stride)
     device = waveform_BS.device.type
-    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if mixed else nullcontext():
+    mixed = autocast_dtype(device)
+    with nullcontext() if mixed is None else torch.autocast(device, enabled=False):
         dtype = torch.promote_types(weight_CK.dtype, torch.float32)
         mean_BK, covariance_BKK = _moments(windows_BTK[:, :num_frames].to(dtype), valid_BT)
         wide_CK = weight_CK.to(dtype)
@@ -62,7 +66,7 @@ def normalised_filters(
         gain_BC = scale_C.to(dtype) * torch.rsqrt(variance_BC.clamp(min=0) + epsilon)
         folded_BKC = wide_CK.T * gain_BC[:, None]
         bias_BC = shift_C.to(dtype) - mean_BC * gain_BC
-    out_dtype = torch.get_autocast_dtype(device) if mixed else weight_CK.dtype
+    out_dtype = weight_CK.dtype if mixed is None else mixed
     return folded_BKC.to(out_dtype), bias_BC.to(out_dtype)
 
 
@@ -104,12 +108,23 @@ def _moments(windows_BTK: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tens
     if valid_BT is None:
         mean_BK = windows_BTK.mean(1)
         centred_BTK = windows_BTK - mean_BK[:, None]
-        return mean_BK, centred_BTK.mT @ centred_BTK / windows_BTK.shape[1]
+        return mean_BK, _gram(centred_BTK) / windows_BTK.shape[1]
     count_B = valid_BT.sum(1).clamp(min=1).to(windows_BTK.dtype)
     real_BT1 = valid_BT[..., None]
     mean_BK = windows_BTK.masked_fill(~real_BT1, 0).sum(1) / count_B[:, None]
     centred_BTK = (windows_BTK - mean_BK[:, None]).masked_fill(~real_BT1, 0)
-    return mean_BK, centred_BTK.mT @ centred_BTK / count_B[:, None, None]
+    return mean_BK, _gram(centred_BTK) / count_B[:, None, None]
+
+
+def _gram(x_BTK: Tensor) -> Tensor:
+    """Sums over time of the products of every two terms, (B, K, K): over spans, and then over these.
+
+    One product a row has few outputs and a very long sum, which leaves most of a GPU idle.
+    """
+    spans = x_BTK.shape[1] // _SPAN
+    spans_BNTK = x_BTK[:, : spans * _SPAN].unflatten(1, (spans, _SPAN))
+    rest_BTK = x_BTK[:, spans * _SPAN :]
+    return (spans_BNTK.mT @ spans_BNTK).sum(1) + rest_BTK.mT @ rest_BTK
 
 
 @functools.cache

@@ -95,6 +95,20 @@ def _window(  # noqa: PLR0917
 
 
 @triton.jit
+def _normal(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The normal distribution's function, and exp(-x^2 / 2).
+
+    By Abramowitz and Stegun's formula 7.1.26 for erf, within 1.5e-7: a third of the instructions of the library's erf,
+    which would take longer than all of this kernel's reading and writing.
+    """
+    bell = tl.exp(-0.5 * x * x)
+    u = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
+    tail = u * (0.254829592 + u * (-0.284496736 + u * (1.421413741 + u * (-1.453152027 + u * 1.061405429))))
+    beyond = 0.5 * tail * bell
+    return tl.where(x < 0, beyond, 1.0 - beyond), bell
+
+
+@triton.jit
 def _forward_kernel(  # noqa: PLR0917
     waveform: tl.tensor,
     filters: tl.tensor,
@@ -119,7 +133,8 @@ def _forward_kernel(  # noqa: PLR0917
         place = (row * (TAPS + 1) + k[:, None]) * CHANNELS + c[None, :]
         weight = tl.load(filters + place, mask=(k <= TAPS)[:, None] & (c < CHANNELS)[None, :], other=0.0)
         x = tl.dot(window, weight, input_precision=PRECISION)
-        active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        below, _ = _normal(x)
+        active = x * below
         there = (t < frames)[:, None] & (c < CHANNELS)[None, :]
         tl.store(out + (row * frames + t[:, None]) * CHANNELS + c[None, :], active.to(dtype), mask=there)
 
@@ -155,8 +170,8 @@ def _backward_kernel(  # noqa: PLR0917
         x = tl.dot(window, weight, input_precision=PRECISION)
         there = (t < frames)[:, None] & (c < CHANNELS)[None, :]
         arrived = tl.load(grad + (row * frames + t[:, None]) * CHANNELS + c[None, :], mask=there, other=0.0)
-        # GELU'(x): the normal distribution's function, and x times its density
-        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        below, bell = _normal(x)
+        slope = below + x * 0.3989422804014327 * bell  # GELU'(x): the distribution, and x times its density
         onward = (arrived.to(tl.float32) * slope).to(dtype)
         total = tl.dot(tl.trans(window), onward, total, input_precision=PRECISION)
     place = ((row * tl.num_programs(1) + part) * (TAPS + 1) + k[:, None]) * CHANNELS + c[None, :]

@@ -96,7 +96,7 @@ def _blocks(model: nn.Module, wish: str) -> nn.ModuleList:
 
 
 def compile_blocks(model: nn.Module, backend: str, mode: str = "default") -> None:
-    """Compile each block of a model's encoder in place: the keys of its weights stay as they are.
+    """Compile each block of a model's encoder, and its positions, in place: the keys of its weights stay as they are.
 
     Args:
         model: The model.
@@ -106,8 +106,12 @@ def compile_blocks(model: nn.Module, backend: str, mode: str = "default") -> Non
     Raises:
         ConfigError: The encoder has no list of blocks.
     """
-    for block in _blocks(model, "compile=true"):
-        block.compile(backend=backend, **({"mode": mode} if backend == "inductor" else {}))
+    parts = list(_blocks(model, "compile=true"))
+    position = getattr(model.encoder, "position", None)
+    if isinstance(position, nn.Module):
+        parts.append(position)
+    for part in parts:
+        part.compile(backend=backend, **({"mode": mode} if backend == "inductor" else {}))
 
 
 def recompute_blocks(model: nn.Module, number: int) -> None:

@@ -43,6 +43,7 @@ class StepWork:
         warmup: Steps after the first that are not timed.
         bfloat16: Whether matrix products are bfloat16 (autocast; the weights stay float32), where a system is told.
         compile: Whether torch.compile is asked for, where a system is told.
+        compile_mode: Its mode then.
     """
 
     batch: int
@@ -54,6 +55,7 @@ class StepWork:
     warmup: int
     bfloat16: bool = False
     compile: bool = False
+    compile_mode: str = "default"
 
     @property
     def audio_s(self) -> float:
@@ -171,7 +173,9 @@ class Measured:
         return sum(joules) / sum(turn.round.audio_s for turn in self.turns)
 
 
-def take_turns(builders: Mapping[str, Builder], work: StepWork, *, steps: int, rounds: int) -> dict[str, Measured]:
+def take_turns(
+    builders: Mapping[str, Builder], work: StepWork, *, steps: int, rounds: int, together: bool = False
+) -> dict[str, Measured]:
     """Measure systems at the same work, one at a time, over and over.
 
     Args:
@@ -179,6 +183,8 @@ def take_turns(builders: Mapping[str, Builder], work: StepWork, *, steps: int, r
         work: What all are asked for.
         steps: Timed steps of each turn.
         rounds: How often each has its turn.
+        together: Whether all are built at the same time, which takes memory for all first steps at once and makes the
+            times of these mean nothing. Else one after another.
 
     Returns:
         What each did, by name; one that lacks a package or fails has its reason.
@@ -186,12 +192,14 @@ def take_turns(builders: Mapping[str, Builder], work: StepWork, *, steps: int, r
     results = {name: Measured() for name in builders}
     with ExitStack() as stack:
         players: dict[str, Player] = {}
-        for name, build in builders.items():  # one after another: the first step of one must not slow that of another
+        for name, build in builders.items():
             players[name] = player = Player(partial(play, build, work))
             stack.callback(player.end)
             stack.callback(player.dismiss)
-            results[name].absent = player.ready()
-            if results[name].absent is None:
+            if not together:
+                _note_start(player, results[name])
+        for name, player in players.items():
+            if together:
                 _note_start(player, results[name])
         for _ in range(rounds):
             for name, player in players.items():
@@ -205,6 +213,9 @@ def take_turns(builders: Mapping[str, Builder], work: StepWork, *, steps: int, r
 
 
 def _note_start(player: Player, result: Measured) -> None:
+    result.absent = player.ready()
+    if result.absent is not None:
+        return
     told = player.ask("start", 0)
     if isinstance(told, Start):
         result.start = told

@@ -54,6 +54,7 @@ def overrides(shape: Shape, work: StepWork) -> list[str]:
         f"cluster.accelerator={work.device}",
         f"precision={'bf16-mixed' if work.bfloat16 else '32-true'}",
         f"compile={str(work.compile).lower()}",
+        f"compile_mode={work.compile_mode}",
         f"target.num_classes={shape.classes}",
         f"++objective.head.final_dim={shape.final_dim}",
         f"objective.mask_start_probability={shape.start_probability}",

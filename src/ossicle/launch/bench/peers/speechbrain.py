@@ -77,5 +77,5 @@ def wav2vec2(shape: Shape, work: StepWork) -> TorchStep:
     masked_BT = shape.masked_flags(work.batch, work.samples, work.seed, work.device)
     waveform_BS = work.waveforms()
     if work.compile:
-        model.compile()
+        model.compile(mode=work.compile_mode)
     return TorchStep(model, lambda: model(waveform_BS, masked_BT), work, macs=UNKNOWN, note=NOTE)

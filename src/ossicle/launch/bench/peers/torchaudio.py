@@ -77,7 +77,7 @@ def hubert(shape: Shape, work: StepWork) -> TorchStep:
     waveform_BS = work.waveforms()
     labels_BT = shape.labels(work.batch, work.samples, work.seed, work.device)
     if work.compile:
-        model.compile()
+        model.compile(mode=work.compile_mode)
 
     def loss() -> Tensor:
         masked_PV, others_PV, penalty = model(waveform_BS, labels_BT)

@@ -72,7 +72,7 @@ def hubert(shape: Shape, work: StepWork) -> TorchStep:
     wanted_P = shape.labels(work.batch, work.samples, work.seed, work.device).flatten()[places_P]
     waveform_BS = work.waveforms()
     if work.compile:
-        whole.compile()
+        whole.compile(mode=work.compile_mode)
     return TorchStep(
         whole,
         lambda: whole(waveform_BS, masked_BT, places_P, wanted_P),
@@ -100,7 +100,7 @@ def wav2vec2(shape: Shape, work: StepWork) -> TorchStep:
     waveform_BS = work.waveforms()
     num_masked = int(masked_BT.sum())
     if work.compile:
-        model.compile()
+        model.compile(mode=work.compile_mode)
 
     def loss() -> Tensor:
         out = model(waveform_BS, mask_time_indices=masked_BT, sampled_negative_indices=negatives_BTN)

@@ -1,0 +1,102 @@
+"""The whole trainer beside its bare step: ``ossicle pretrain`` on real shards, and ``ossicle bench step`` of the same.
+
+    PYTHONPATH=src:. python benchmarks/trainer.py --out results.json --device cuda --batch 64
+    PYTHONPATH=src:. python benchmarks/trainer.py --out results.json --crop-s 2 --batch 16 experiment=hubert_tiny
+
+Recordings of one length are made up and sharded by ``ossicle prepare``; what they hold does not matter for speed. The
+bare step is measured before and after the trainer, since machines drift. Classes come from a random projection, which
+needs no labels, so that both do the same.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from ossicle.core.files import read_json, write_json
+
+RATE_HZ = 16_000
+SAME = ("target=random_projection", "encoder.layer_drop=0")
+"""What both are told: where layers are dropped at random, steps differ in work."""
+
+
+def ossicle(*words: str) -> None:
+    """Run a command line of Ossicle to its end."""
+    subprocess.run([sys.executable, "-m", "ossicle.launch.cli", *words], check=True, env=os.environ)  # noqa: S603  our own
+
+
+def recordings(folder: Path, number: int, seconds: float) -> None:
+    """Write noise that fades in and out, each recording another part of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = np.random.default_rng(0)
+    samples = round(seconds * RATE_HZ)
+    noise = 0.1 * drawn.standard_normal(samples + number * 997).astype(np.float32)
+    noise *= 1 + np.sin(np.arange(len(noise), dtype=np.float32) / RATE_HZ * 8)
+    for index in range(number):
+        soundfile.write(folder / f"{index:05d}.flac", noise[index * 997 :][:samples], RATE_HZ)
+
+
+def bare(options: argparse.Namespace, out: Path) -> Mapping[str, object]:
+    """Measure the bare step."""
+    on = [f"device={options.device}", f"batch={options.batch}", f"crop_s={options.crop_s}", f"out={out}"]
+    ossicle("bench", "step", *options.words, *SAME, *on, f"steps={options.steps}", "rounds=2", "warmup=3", "seed=0")
+    return read_json(out)[0]
+
+
+def trained(options: argparse.Namespace, runs: Path, shards: Path) -> list[float]:
+    """Train, and read the audio a second from metrics.csv, but for the first reading, in which things compile."""
+    audio_s = options.batch * options.crop_s
+    ossicle(
+        "pretrain", *options.words, *SAME, "stage=single",
+        f"data.shards={shards}", f"data.batch_s={audio_s}", f"batch_s={audio_s}", "data.num_shapes=1",
+        f"data.max_crop_s={options.crop_s}", f"data.min_crop_s={options.crop_s}", f"data.workers={options.workers}",
+        f"cluster.accelerator={options.device}", f"max_steps={options.steps * 4}", f"log_every={options.steps}",
+        f"runs={runs}", "schedule.warmup_steps=1", "seed=0", "wandb.mode=disabled",
+    )  # fmt: skip
+    (metrics,) = runs.glob("*/*/metrics.csv")
+    with metrics.open(newline="", encoding="utf-8") as file:
+        return [float(row["meter/audio_s_per_s"]) for row in csv.DictReader(file)][1:]
+
+
+def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
+    """Measure both and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--work", type=Path, default=Path("trainer"), help="where recordings, shards and runs lie")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
+    parser.add_argument("--batch", type=int, default=4, help="crops in a step")
+    parser.add_argument("--crop-s", type=float, default=15.6)
+    parser.add_argument("--steps", type=int, default=20, help="steps between two readings")
+    parser.add_argument("--workers", type=int, default=4, help="reading processes")
+    parser.add_argument("words", nargs="*", default=["experiment=hubert_base"], help="overrides for both")
+    options = parser.parse_args(argv)
+    if not (options.work / "shards" / "dataset.json").is_file():
+        recordings(options.work / "recordings", max(8, 5 * options.batch), options.crop_s + 0.4)
+        ossicle("prepare", "corpus=folder", f"input={options.work / 'recordings'}", f"output={options.work / 'shards'}")
+    steps = [bare(options, options.work / "bare.json")]
+    readings = trained(options, options.work / "runs", options.work / "shards")
+    steps.append(bare(options, options.work / "bare.json"))
+    rates = [float(str(step["audio_s_per_s"])) for step in steps]
+    found = {
+        "trainer_audio_s_per_s": statistics.median(readings),
+        "bare_audio_s_per_s": statistics.mean(rates),
+        "ratio": statistics.median(readings) / statistics.mean(rates),
+        "readings": readings,
+        "bare": steps,
+    }
+    write_json(options.out, found)
+    sys.stdout.write(json.dumps({key: found[key] for key in ("trainer_audio_s_per_s", "bare_audio_s_per_s", "ratio")}))
+    sys.stdout.write("\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()
