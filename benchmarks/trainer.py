@@ -4,8 +4,8 @@
     PYTHONPATH=src:. python benchmarks/trainer.py --out results.json --crop-s 2 --batch 16 experiment=hubert_tiny
 
 Recordings of one length are made up and sharded by ``ossicle prepare``; what they hold does not matter for speed. The
-bare step is measured before and after the trainer, since machines drift. Classes come from a random projection, which
-needs no labels, so that both do the same.
+bare step is measured before and after the trainer, since machines drift (``--no-after``: before alone). Classes come
+from a random projection, which needs no labels, so that both do the same.
 """
 
 import argparse
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
     parser.add_argument("--crop-s", type=float, default=15.6)
     parser.add_argument("--steps", type=int, default=20, help="steps between two readings")
     parser.add_argument("--workers", type=int, default=4, help="reading processes")
+    parser.add_argument("--after", action=argparse.BooleanOptionalAction, default=True, help="the bare step once more")
     parser.add_argument("words", nargs="*", default=["experiment=hubert_base"], help="overrides for both")
     options = parser.parse_args(argv)
     if not (options.work / "shards" / "dataset.json").is_file():
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
         ossicle("prepare", "corpus=folder", f"input={options.work / 'recordings'}", f"output={options.work / 'shards'}")
     steps = [bare(options, options.work / "bare.json")]
     readings = trained(options, options.work / "runs", options.work / "shards")
-    steps.append(bare(options, options.work / "bare.json"))
+    if options.after:
+        steps.append(bare(options, options.work / "bare.json"))
     rates = [float(str(step["audio_s_per_s"])) for step in steps]
     found = {
         "trainer_audio_s_per_s": statistics.median(readings),

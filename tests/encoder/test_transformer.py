@@ -6,8 +6,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 
 from ossicle.core.errors import ConfigError
+from ossicle.encoder.block import PostNormBlock
 from ossicle.encoder.transformer import Transformer
 from ossicle.mixer.attention import Attention
 from ossicle.ops.packing import Packing
@@ -173,3 +175,15 @@ def test_positions_of_several_convolutions_are_those_of_the_utterance_alone() ->
         expected = encoder(alone_TD[None]).last_BTD[0]
         torch.testing.assert_close(padded[row, : lengths[row]], expected, atol=2e-5, rtol=2e-5)
         torch.testing.assert_close(packed[row], expected, atol=2e-5, rtol=2e-5)
+
+
+def test_a_post_norm_block_compiles_into_one_graph_with_its_kernels_for_a_gpu_that_is_not_here() -> None:
+    # tensors that claim to be on a GPU, of which dynamo reads no more than that
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        mixer = Attention(32, 2, dropout=0.0, backend="reference")
+        block = PostNormBlock(mixer, 32, 64, dropout=0.1, activation_dropout=0.0).train()
+        found = torch._dynamo.explain(block)(torch.randn(2, 9, 32))
+    assert found.graph_break_count == 0, found.break_reasons
+    (graph,) = found.graphs
+    names = [str(node.target) for node in graph.graph.nodes if str(node.target).startswith("ossicle.")]
+    assert names == ["ossicle.residual_norm.default", "ossicle.bias_gelu.default", "ossicle.residual_norm.default"]

@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 from torchaudio.models.wav2vec2.components import ConvLayerBlock, ConvolutionalPositionalEmbedding
 
 from ossicle.core.errors import ConfigError
-from ossicle.layer.convolution import ConvolutionBlock, ConvolutionPosition, NormalisedConvolution
+from ossicle.layer.convolution import ConvolutionBlock, ConvolutionPosition, NormalisedConvolution, TapNorm
 
 
 @pytest.mark.parametrize("kernel", [3, 8, 128])
@@ -70,3 +71,22 @@ def test_blocks_start_with_he_initialisation() -> None:
 def test_a_stride_beyond_the_kernel_is_refused() -> None:
     with pytest.raises(ConfigError, match="stride of 3"):
         ConvolutionBlock(4, 4, 2, 3, norm=nn.Identity(), bias=False)
+
+
+def test_tap_norm_is_torchs_weight_norm_with_its_keys_and_gradients() -> None:
+    torch.manual_seed(0)
+    convs = [nn.Conv1d(6, 6, 5, groups=2) for _ in range(2)]
+    convs[1].load_state_dict(convs[0].state_dict())
+    ours, theirs = convs
+    parametrize.register_parametrization(ours, "weight", TapNorm())
+    parametrizations.weight_norm(theirs, dim=2)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for conv in convs:
+        with torch.no_grad():
+            conv.parametrizations.weight.original0.mul_(torch.linspace(0.5, 2, 5))
+        (conv.weight * torch.linspace(-1, 1, conv.weight.numel()).view_as(conv.weight)).sum().backward()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad)

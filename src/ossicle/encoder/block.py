@@ -13,6 +13,7 @@ from ossicle.layer.feed_forward import FeedForward
 from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.base import Mixer
 from ossicle.ops.packing import Packing
+from ossicle.ops.residual_norm import residual_norm
 
 
 class Block(nn.Module, ABC):
@@ -73,8 +74,12 @@ class PostNormBlock(TransformerBlock):
 
     @override
     def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
-        x = self.mixer_norm(x + self.dropout(mix(x)))
-        return self.feed_forward_norm(x + self.feed_forward(x))
+        x = self._normed(x, mix(x), self.mixer_norm, self.dropout)
+        return self._normed(x, self.feed_forward.inner(x), self.feed_forward_norm, self.feed_forward.dropout)
+
+    def _normed(self, x: Tensor, branch: Tensor, norm: LayerNorm, dropout: Dropout) -> Tensor:
+        probability = dropout.p if self.training else 0.0
+        return residual_norm(x, branch, norm.weight, norm.bias, dropout=probability, epsilon=norm.eps)
 
 
 @final

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 from typing_extensions import override
 
 from ossicle.core.batch import EncoderOutput
@@ -14,6 +14,7 @@ from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import PostNormBlock, PreNormBlock
 from ossicle.encoder.stack import check_layer_drop, run_blocks
+from ossicle.layer.convolution import TapNorm
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import init_linear
 from ossicle.mixer.base import MixerFactory, build_mixers
@@ -73,7 +74,8 @@ class Squeezed(Encoder):
         nn.init.normal_(position.weight, std=math.sqrt(4 / (position_kernel * dim)))
         assert position.bias is not None
         nn.init.zeros_(position.bias)
-        self.position = parametrizations.weight_norm(position, dim=2)
+        parametrize.register_parametrization(position, "weight", TapNorm())
+        self.position = position
         self.norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
         block = PreNormBlock if norm_first else PostNormBlock

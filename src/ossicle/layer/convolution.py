@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
@@ -135,6 +135,23 @@ def wave_convolution(in_channels: int, out_channels: int, kernel: int, stride: i
 
 
 @final
+class TapNorm(nn.Module):
+    """Weight norm (arXiv 1602.07868, equation 2) with one norm for each tap of a kernel, as in fairseq and its heirs.
+
+    As a parametrisation of a weight (O, I, K), with the keys and values of torch's own ``weight_norm(dim=2)``, whose
+    CUDA kernels take 20 times as long over the last dimension as the weight's bytes do.
+    """
+
+    def forward(self, gain_11K: Float[Tensor, "1 1 K"], direction_OIK: Float[Tensor, "O I K"]) -> Tensor:
+        """The weight."""
+        return direction_OIK * (gain_11K / direction_OIK.square().sum((0, 1), keepdim=True).sqrt())
+
+    def right_inverse(self, weight_OIK: Float[Tensor, "O I K"]) -> tuple[Tensor, Tensor]:
+        """Gain and direction of a weight."""
+        return weight_OIK.square().sum((0, 1), keepdim=True).sqrt(), weight_OIK
+
+
+@final
 class ConvolutionPosition(nn.Module):
     """Relative positions from a wide grouped convolution with weight norm and GELU (arXiv 2006.11477, section 2).
 
@@ -158,8 +175,8 @@ class ConvolutionPosition(nn.Module):
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (kernel * dim)))
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
-        # One norm for each tap of the kernel, as in fairseq and all that descends from it.
-        self.conv = parametrizations.weight_norm(conv, dim=2)
+        parametrize.register_parametrization(conv, "weight", TapNorm())
+        self.conv = conv
 
     @override
     def forward(

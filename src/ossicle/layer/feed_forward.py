@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from ossicle.core.shapes import Float
 from ossicle.layer.dropout import Dropout
+from ossicle.ops.gelu import linear_gelu
 
 INIT_STD = 0.02
 
@@ -41,4 +42,12 @@ class FeedForward(nn.Module):
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Map each frame alone."""
-        return self.dropout(self.contract(self.inner_dropout(functional.gelu(self.expand(x_BTD)))))
+        return self.dropout(self.inner(x_BTD))
+
+    def inner(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The same before the output's dropout, for a caller that fuses it with what follows."""
+        if type(self.expand) is nn.Linear:
+            wide_BTF = linear_gelu(x_BTD, self.expand.weight, self.expand.bias)
+        else:  # what stands in its place multiplies in another way, as in float8
+            wide_BTF = functional.gelu(self.expand(x_BTD))
+        return self.contract(self.inner_dropout(wide_BTF))

@@ -4,9 +4,6 @@ On a GPU the product, its bias and GELU are one Triton kernel, and nothing of si
 the way back makes the product again, which has ten terms. On a CPU that would cost more than it saves.
 """
 
-import functools
-import importlib.util
-import logging
 from contextlib import nullcontext
 from typing import cast
 
@@ -17,8 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Bool, Float
 from ossicle.ops.autocast import autocast_dtype
-
-_logger = logging.getLogger(__name__)
+from ossicle.ops.triton_kernels import refusal
 
 _SPAN = 1024
 """Windows whose products are summed at once."""
@@ -84,7 +80,8 @@ def activated_windows(
     Returns:
         Shape (B, S / stride, C), of the filters' type; windows that reach past the waveform see zeros there.
     """
-    if waveform_BS.device.type == "cuda" and kernel_refusal(filters_BKC.dtype) is None:
+    what = "the first convolution, its norm and GELU"
+    if waveform_BS.device.type == "cuda" and refusal(what, (filters_BKC.dtype,)) is None:
         with torch.autocast("cuda", enabled=False):
             return _forward(waveform_BS.detach(), filters_BKC, bias_BC, stride)
     return activated_windows_reference(waveform_BS, filters_BKC, bias_BC, stride)
@@ -125,21 +122,6 @@ def _gram(x_BTK: Tensor) -> Tensor:
     spans_BNTK = x_BTK[:, : spans * _SPAN].unflatten(1, (spans, _SPAN))
     rest_BTK = x_BTK[:, spans * _SPAN :]
     return (spans_BNTK.mT @ spans_BNTK).sum(1) + rest_BTK.mT @ rest_BTK
-
-
-@functools.cache
-def kernel_refusal(dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot serve a type on a GPU, or None where they can; logged when it is first asked."""
-    reason = None
-    if importlib.util.find_spec("triton") is None:
-        reason = "triton is not installed"
-    elif dtype not in {torch.float32, torch.bfloat16, torch.float16}:
-        reason = f"they do not compute in {dtype}"
-    if reason is None:
-        _logger.info("the first convolution runs as one Triton kernel with its norm and GELU (%s)", dtype)
-    else:
-        _logger.warning("the first convolution runs in plain torch, not as a Triton kernel: %s", reason)
-    return reason
 
 
 @torch.library.custom_op("ossicle::activated_windows", mutates_args=())

@@ -1,0 +1,39 @@
+"""Whether this package's Triton kernels can serve a case on a GPU: asked once a case, and logged then."""
+
+import functools
+import importlib.util
+import logging
+from typing import Final
+
+import torch
+
+_logger = logging.getLogger(__name__)
+
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+# torch.compile runs this while it traces and keeps the answer, so that the log line breaks no graph
+@torch.compiler.assume_constant_result
+def refusal(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None = None) -> str | None:
+    """Why kernels cannot serve, or None where they can.
+
+    Args:
+        what: What they compute, for the log.
+        dtypes: Types of what they read.
+        problem: What else speaks against them, or None.
+    """
+    return _refusal(what, dtypes, problem)
+
+
+@functools.cache
+def _refusal(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None) -> str | None:
+    types = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+    if importlib.util.find_spec("triton") is None:
+        problem = "triton is not installed"
+    elif not set(dtypes) <= set(DTYPES):
+        problem = f"they do not compute in {types}"
+    if problem is None:
+        _logger.info("%s run as one Triton kernel (%s)", what, types)
+    else:
+        _logger.warning("%s run in plain torch, not as a Triton kernel: %s", what, problem)
+    return problem
