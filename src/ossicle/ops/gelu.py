@@ -1,4 +1,7 @@
-"""Bias and GELU as one operation: on a GPU the bias's gradient is summed by the kernel that makes the other's."""
+"""Bias and GELU as one operation: on a GPU the bias's gradient is summed by the kernel that makes the other's.
+
+Where torch.compile is at work the two are left to it: its own fusion took as long (docs/results/step_gpu.md).
+"""
 
 from typing import cast
 
@@ -23,7 +26,7 @@ def linear_gelu(
     Returns:
         In autocast's type where that is on.
     """
-    if x.device.type != "cuda":
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
         return functional.gelu(functional.linear(x, weight_DC, bias_D))
     product = functional.linear(x, weight_DC)
     if refusal("bias and GELU", (product.dtype,)) is not None:

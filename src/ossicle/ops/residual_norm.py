@@ -1,7 +1,7 @@
 """Layer norm of a residual sum whose branch is dropped out: what stands around every branch of a post-norm block.
 
-On a GPU the three are one Triton kernel there and one back. Compilers fuse them too, but draw every random number by
-itself and keep the sum in float32, which takes about twice the time (docs/results/step_gpu.md).
+On a GPU the three are one Triton kernel there and one back, which keep the rounded sum and draw the dropout again.
+Where torch.compile is at work they are left to it: its own fusion took as long (docs/results/step_gpu.md).
 """
 
 from typing import cast
@@ -41,8 +41,10 @@ def residual_norm(
         Of autocast's type where that is on. Mean, variance and their use are float32 or wider.
     """
     mixed = autocast_dtype(x.device.type)
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return residual_norm_reference(x, branch, weight_D, bias_D, dropout=dropout, epsilon=epsilon)
     wide = None if x.shape[-1] <= _WIDEST else f"they hold {_WIDEST} channels of a frame at once, not {x.shape[-1]}"
-    if x.device.type == "cuda" and refusal("dropout, sum and norm", (x.dtype, branch.dtype), wide) is None:
+    if refusal("dropout, sum and norm", (x.dtype, branch.dtype), wide) is None:
         branch = branch if mixed is None else branch.to(mixed)
         # drawn from the default generator, as dropout's own numbers are; the kernels make theirs from it
         seed_1 = torch.randint(2**31, (1,), dtype=torch.int64, device=x.device)

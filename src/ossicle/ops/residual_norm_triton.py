@@ -15,8 +15,8 @@ from torch import Tensor
 LAUNCH: Final = {"num_warps": 4}
 ROWS: Final = 4
 """Frames of a program's step: what a call of the generator serves."""
-PROGRAMS: Final = 528
-"""Programs of the way back, four for each multiprocessor of an H100: each sums over its frames first."""
+PROGRAMS: Final = 1056
+"""Programs of the way back, eight for each multiprocessor of an H100: each sums over its frames first."""
 
 
 def forward(  # noqa: PLR0917

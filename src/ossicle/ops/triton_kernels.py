@@ -12,8 +12,7 @@ _logger = logging.getLogger(__name__)
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
-# torch.compile runs this while it traces and keeps the answer, so that the log line breaks no graph
-@torch.compiler.assume_constant_result
+@functools.cache
 def refusal(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None = None) -> str | None:
     """Why kernels cannot serve, or None where they can.
 
@@ -22,11 +21,6 @@ def refusal(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None = No
         dtypes: Types of what they read.
         problem: What else speaks against them, or None.
     """
-    return _refusal(what, dtypes, problem)
-
-
-@functools.cache
-def _refusal(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None) -> str | None:
     types = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
     if importlib.util.find_spec("triton") is None:
         problem = "triton is not installed"
