@@ -11,8 +11,10 @@ and OUT/log.txt all that was said.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from ossicle.core.files import read_json, write_json
 
 STEP = (
     "hubert_base", "hubert_base compile=true", "hubert_base compile=true compile_mode=reduce-overhead",
-    "hubert_base compile=true precision=float8", "hubert_base recompute.blocks=12 recompute.frontend=true",
+    "hubert_base recompute.blocks=12 recompute.frontend=true",
 )  # fmt: skip
 """How HuBERT Base may be run, the first being what the ratios are to."""
 FAMILIES = (
@@ -29,6 +31,10 @@ FAMILIES = (
     "data2vec2_base", "best_rq", "spiral_base", "essl",
 )  # fmt: skip
 """Experiments whose papers claim a speed."""
+
+
+RECORDS = "RECORDS"
+"""Stands in a command where the path of its records is to be."""
 
 
 def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
@@ -55,13 +61,20 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
     for batch in (1,) if small else (11, 64):
         found[f"step_{batch}"] = (180, ossicle("step", f"experiments={told}", f"batch={batch}", *on))
         peers = [
-            "precision=bfloat16",
-            "compile=[false]" if small else "compile=[false,true]",
-            f"batch={batch}",
-            *sizes,
-            *on,
-        ]
-        found[f"peers_{batch}"] = (180, ossicle("peers", *peers))
+            "precision=bfloat16", "compile=[false]" if small else "compile=[false,true,reduce-overhead]",
+            f"batch={batch}", *sizes, *on,
+        ]  # fmt: skip
+        if small:
+            found[f"peers_{batch}"] = (180, ossicle("peers", *peers))
+        elif batch < 64:
+            found[f"peers_{batch}"] = (200, ossicle("peers", *peers, "together=true"))
+        else:  # two of them do not fit into 80 GB beside each other
+            for system in ("ossicle", "minimal_hubert"):
+                found[f"peers_{batch}_{system}"] = (120, ossicle("peers", *peers, f"systems=[{system}]"))
+    trained = ["--device", device, "--work", f"{tempfile.gettempdir()}/trainer", "--out", RECORDS]
+    trained += ["--crop-s=1", "--batch=2", "--steps=1", "--workers=0", "experiment=hubert_tiny"] if small else []
+    trained += [] if small else ["--batch=64", "--workers=8", "experiment=hubert_base", "compile=true"]
+    found["trainer"] = (400 if small else 150, [sys.executable, "benchmarks/trainer.py", *trained])
     found["families"] = (240, ossicle("step", f"experiments={families}", f"batch={1 if small else 16}", *on))
     lengths = ["lengths=[50,100]", "mixers=[attention,summary]", "dim=16", "heads=2", "repeats=1"] if small else []
     found["mixers"] = (240, ossicle("mixer", f"device={device}", "precision=bfloat16", *lengths))
@@ -76,14 +89,19 @@ def ossicle(bench: str, *words: str) -> list[str]:
 def run(name: str, command: Sequence[str], limit_s: float, out: Path) -> tuple[str, object]:
     """What came of a task, in a word, and its records; all that it says is added to the log."""
     records = out / f"{name}.json"
-    line = [*command, f"out={records}"] if "bench" in command else list(command)
+    line = [str(records) if word == RECORDS else word for word in command]
+    line += [f"out={records}"] if "bench" in command else []
     with (out / "log.txt").open("a", encoding="utf-8") as log:
         log.write(f"\n===== {name}: {' '.join(line)}\n")
         log.flush()
+        # a session of its own, so that what it started ends with it: processes left over slow what is timed next
+        process = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  our own commands
         try:
-            code = subprocess.run(line, stdout=log, stderr=log, timeout=limit_s, check=False, env=os.environ).returncode  # noqa: S603  our own commands
+            code = process.wait(limit_s)
             outcome = "done" if code == 0 else f"ended with {code}"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             outcome = f"stopped after {limit_s:.0f} s"
     found = read_json(records) if records.is_file() else None
     records.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import main, tasks
+from benchmarks.profile_step import main as profile_step
 
 
 def test_its_commands_run_and_every_record_is_kept(tmp_path: Path) -> None:
@@ -15,6 +17,29 @@ def test_its_commands_run_and_every_record_is_kept(tmp_path: Path) -> None:
     assert [record["experiment"] for record in records["step_1"]] == ["hubert_tiny"]
     assert [record["system"] for record in records["peers_1"]] == ["ossicle"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["log.txt", "records.json", "summary.json"]
+
+
+@pytest.mark.slow
+def test_the_trainer_stands_beside_its_bare_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    summary = main(["--out", str(tmp_path), "--device", "cpu", "--small", "--only", "trainer"])
+    assert str(summary["trainer"]).startswith("done"), (tmp_path / "log.txt").read_text()
+    found = json.loads((tmp_path / "records.json").read_text())["trainer"]
+    assert found["ratio"] == pytest.approx(found["trainer_audio_s_per_s"] / found["bare_audio_s_per_s"])
+    assert (len(found["readings"]), len(found["bare"])) == (3, 2)
+
+
+def test_a_profile_names_operators_and_their_time(tmp_path: Path) -> None:
+    out = tmp_path / "step.txt"
+    profile_step(["--batch", "2", "--crop-s", "1", "--steps", "1", "--profiled", "1", "--out", str(out), "hubert_tiny"])
+    head, rate, total, *rows = out.read_text().splitlines()
+    assert head.startswith("hubert_tiny: 2 x 1 s on cpu")
+    assert "audio-s/s" in rate
+    times = [float(row.split()[0]) for row in rows]
+    assert times == sorted(times, reverse=True)
+    assert sum(times) == pytest.approx(float(total.split()[0]), rel=0.01)
+    assert any("aten::addmm" in row for row in rows)
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
@@ -32,5 +57,5 @@ def test_a_task_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captur
 def test_on_a_gpu_the_sizes_are_those_of_the_published_tables() -> None:
     found = tasks("cuda", small=False)
     assert next(iter(found)) == "tests"
-    assert {"batch=64", "crop_s=15.6", "device=cuda"} <= set(found["peers_64"][1])
+    assert {"batch=64", "crop_s=15.6", "device=cuda"} <= set(found["peers_64_ossicle"][1])
     assert "batch=11" in found["peers_11"][1]
