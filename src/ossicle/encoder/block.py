@@ -75,7 +75,7 @@ class PostNormBlock(TransformerBlock):
     @override
     def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
         x = self._normed(x, mix(x), self.mixer_norm, self.dropout)
-        return self._normed(x, self.feed_forward.inner(x), self.feed_forward_norm, self.feed_forward.dropout)
+        return self._normed(x, self.feed_forward(x, drop=False), self.feed_forward_norm, self.feed_forward.dropout)
 
     def _normed(self, x: Tensor, branch: Tensor, norm: LayerNorm, dropout: Dropout) -> Tensor:
         probability = dropout.p if self.training else 0.0

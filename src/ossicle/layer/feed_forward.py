@@ -40,14 +40,16 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Map each frame alone."""
-        return self.dropout(self.inner(x_BTD))
+    def forward(self, x_BTD: Float[Tensor, "B T D"], *, drop: bool = True) -> Float[Tensor, "B T D"]:
+        """Map each frame alone.
 
-    def inner(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The same before the output's dropout, for a caller that fuses it with what follows."""
+        Args:
+            x_BTD: Frames, shape (B, T, D).
+            drop: Whether the output is dropped out here; False for a caller that does it with what follows.
+        """
         if type(self.expand) is nn.Linear:
             wide_BTF = linear_gelu(x_BTD, self.expand.weight, self.expand.bias)
         else:  # what stands in its place multiplies in another way, as in float8
             wide_BTF = functional.gelu(self.expand(x_BTD))
-        return self.contract(self.inner_dropout(wide_BTF))
+        out_BTD = self.contract(self.inner_dropout(wide_BTF))
+        return self.dropout(out_BTD) if drop else out_BTD
