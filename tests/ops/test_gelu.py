@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional
 
 from ossicle.ops.gelu import linear_gelu
+from tests.ops.apart import compiled, interpreted, said
 
 
 def test_on_a_cpu_it_is_torchs_linear_and_gelu() -> None:
@@ -43,46 +40,20 @@ def check(device, dtype, tolerance):
 """
 
 
-def in_a_process_of_its_own(code: str, **environment: str) -> str:
-    """Triton's interpreter is chosen when kernels are defined."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    return done.stdout.strip() or done.stderr[-2000:]
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_the_kernels_equal_float64_in_tritons_interpreter(dtype: str, tolerance: float) -> None:
     pytest.importorskip("triton")
     code = CASES + f"\ncheck('cpu', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert in_a_process_of_its_own(code, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="") == "equal"
+    assert interpreted(code) == "equal"
 
 
-COMPILED = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ossicle.ops import gelu_triton as ours
-for kernel in (ours._forward_kernel, ours._backward_kernel):
-    for stored in ("*bf16", "*fp32"):
-        known = {"DIM": 3072, "TILE_N": ours.TILE_N, "TILE_D": ours.TILE_D}
-        kinds = {"bias": "*fp32", "sums": "*fp32", "frames": "i32"}
-        constants = {(place,): known[name] for place, name in enumerate(kernel.arg_names) if name in known}
-        signature = {name: "constexpr" if name in known else kinds.get(name, stored) for name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(ours.LAUNCH)).asm["cubin"]
-print("compiled")
-"""
-
-
-def test_the_kernels_compile_for_a_gpu_that_is_not_here() -> None:
-    pytest.importorskip("triton")
-    assert in_a_process_of_its_own(COMPILED) == "compiled"
+@pytest.mark.parametrize("stored", ["*bf16", "*fp32"])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(stored: str) -> None:
+    ours = pytest.importorskip("ossicle.ops.gelu_triton")
+    known = {"DIM": 3072, "TILE_N": ours.TILE_N, "TILE_D": ours.TILE_D}
+    kinds = {"bias": "*fp32", "sums": "*fp32", "frames": "i32"}
+    for kernel in (ours._forward_kernel, ours._backward_kernel):
+        assert compiled(kernel, known, kinds, stored, **ours.LAUNCH)["cubin"]
 
 
 def test_shapes_and_types_are_known_without_a_gpu() -> None:
@@ -102,7 +73,7 @@ def test_shapes_and_types_are_known_without_a_gpu() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_the_kernels_equal_float64_on_a_gpu(dtype: str, tolerance: float) -> None:
     code = CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert in_a_process_of_its_own(code) == "equal"
+    assert said(code) == "equal"
 
 
 @pytest.mark.gpu

@@ -1,8 +1,5 @@
 import logging
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +10,7 @@ from hypothesis import strategies as st
 from ossicle.meter.flops import count_macs
 from ossicle.ops import recurrence, recurrence_cpu, recurrence_loop
 from ossicle.ops.recurrence import light_gru, light_gru_reference, reverse_frames
+from tests.ops.apart import compiled, interpreted
 
 EPSILONS = [None, 1e-5]
 
@@ -202,46 +200,29 @@ for epsilon in (None, 1e-5):
     for rows, frames, units in ((3, 4, 5), (17, 3, 16), (2, 4, 70)):
         gates, grad = torch.randn(2, rows, frames, 2 * units), torch.randn(2, rows, frames, units)
         weights = torch.randn(2, 2 * units, units) / units**0.5
-        run, expected = triton.forward(gates, weights, epsilon), loop.forward(gates, weights, epsilon)
-        for ours, theirs in zip(run, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-        back = zip(triton.backward(grad, run, weights, epsilon), loop.backward(grad, run, weights, epsilon))
-        for ours, theirs in back:
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        exact = [value.double() for value in (gates, weights)]
+        run, expected = triton.forward(gates, weights, epsilon), loop.forward(*exact, epsilon)
+        back = triton.backward(grad, run, weights, epsilon)
+        wanted = loop.backward(grad.double(), expected, exact[1], epsilon)
+        for ours, theirs in zip((*run, *back), (*expected, *wanted), strict=True):
+            # norms make a step's gradient large beside its neighbours', and rounding is that of what is summed
+            scale = max(1.0, *theirs.abs().flatten().tolist()) if theirs.numel() else 1.0
+            torch.testing.assert_close(ours.double(), theirs, atol=2e-6 * scale, rtol=0)
 print("equal")
 """
 
 
 def test_the_triton_kernels_equal_the_loop_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
-    # The interpreter is chosen when kernels are defined, hence a process of its own.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
-
-
-COMPILED = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ossicle.ops import recurrence_triton as ours
-for kernel in (ours._forward_kernel, ours._backward_kernel):
-    known = {"UNITS": 48, "NORMALISED": True, **ours._tiles(48)}
-    constants = {(place,): known[name] for place, name in enumerate(kernel.arg_names) if name in known}
-    kinds = {"rows": "i32", "frames": "i32", "epsilon": "fp32"}
-    signature = {name: "constexpr" if name in known else kinds.get(name, "*fp32") for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
-print("compiled")
-"""
+    assert interpreted(INTERPRETED) == "equal"
 
 
 def test_the_triton_kernels_compile_for_a_gpu_that_is_not_here() -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False, timeout=300)
-    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+    ours = pytest.importorskip("ossicle.ops.recurrence_triton")
+    known = {"UNITS": 48, "NORMALISED": True, **ours._tiles(48)}
+    kinds = {"rows": "i32", "frames": "i32", "epsilon": "fp32"}
+    for kernel in (ours._forward_kernel, ours._backward_kernel):
+        assert compiled(kernel, known, kinds, "*fp32", num_warps=8)["cubin"]
 
 
 @pytest.mark.gpu

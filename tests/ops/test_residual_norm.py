@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional
 
 from ossicle.ops.residual_norm import residual_norm
+from tests.ops.apart import compiled, interpreted, said
 
 
 def test_on_a_cpu_it_is_layer_norm_of_the_sum() -> None:
@@ -67,50 +64,23 @@ def check(device, dtype, tolerance):
 """
 
 
-def in_a_process_of_its_own(code: str, **environment: str) -> str:
-    """Triton's interpreter is chosen when kernels are defined."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    return done.stdout.strip() or done.stderr[-2000:]
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_the_kernels_equal_float64_in_tritons_interpreter(dtype: str, tolerance: float) -> None:
     pytest.importorskip("triton")
     code = CASES + f"\ncheck('cpu', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert in_a_process_of_its_own(code, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="") == "equal"
+    assert interpreted(code) == "equal"
 
 
-COMPILED = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ossicle.ops import residual_norm_triton as ours
-for kernel in (ours._forward_kernel, ours._backward_kernel):
-    for stored in ("*bf16", "*fp32"):
-        known = {"DIM": 768, "BLOCK_D": 1024, "DROPS": True}
-        kinds = {name: "*fp32" for name in ("weight", "bias", "moments", "parts")}
-        kinds |= {"seeds": "*i64", "frames": "i32", "dropout": "fp32", "epsilon": "fp32"}
-        constants = {(place,): known[name] for place, name in enumerate(kernel.arg_names) if name in known}
-        signature = {name: "constexpr" if name in known else kinds.get(name, stored) for name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+@pytest.mark.parametrize("stored", ["*bf16", "*fp32"])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here_and_draw_once_for_four_frames(stored: str) -> None:
+    ours = pytest.importorskip("ossicle.ops.residual_norm_triton")
+    known = {"DIM": 768, "BLOCK_D": 1024, "DROPS": True}
+    kinds = {"seeds": "*i64", "frames": "i32", "dropout": "fp32", "epsilon": "fp32"}
+    kinds |= dict.fromkeys(("weight", "bias", "moments", "parts"), "*fp32")
+    for kernel in (ours._forward_kernel, ours._backward_kernel):
+        code = compiled(kernel, known, kinds, stored, **ours.LAUNCH)["ptx"]
         # ten rounds of two wide products for each of a thread's eight channels, once for all four frames
-        drawn = done.asm["ptx"].count("mul.hi.u32") + done.asm["ptx"].count("mul.wide.u32")
-        assert drawn <= 10 * 2 * 8 + 8, drawn
-print("compiled")
-"""
-
-
-def test_the_kernels_compile_for_a_gpu_that_is_not_here_and_draw_once_for_four_frames() -> None:
-    pytest.importorskip("triton")
-    assert in_a_process_of_its_own(COMPILED) == "compiled"
+        assert code.count("mul.hi.u32") + code.count("mul.wide.u32") <= 10 * 2 * 8 + 8
 
 
 def test_shapes_and_types_are_known_without_a_gpu() -> None:
@@ -132,7 +102,7 @@ def test_shapes_and_types_are_known_without_a_gpu() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_the_kernels_equal_float64_on_a_gpu(dtype: str, tolerance: float) -> None:
     code = CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert in_a_process_of_its_own(code) == "equal"
+    assert said(code) == "equal"
 
 
 @pytest.mark.gpu

@@ -1,13 +1,10 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ossicle.ops.windows import activated_windows, activated_windows_reference, normalised_filters
+from tests.ops.apart import compiled, interpreted, said
 
 
 def reference(
@@ -102,46 +99,20 @@ def check(device, dtype, tolerance):
 """
 
 
-def in_a_process_of_its_own(code: str, **environment: str) -> str:
-    """Triton's interpreter is chosen when kernels are defined."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    return done.stdout.strip() or done.stderr[-2000:]
-
-
 def test_the_triton_kernels_equal_float64_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     code = CASES + "\ncheck('cpu', torch.float32, 1e-5)\nprint('equal')"
-    assert in_a_process_of_its_own(code, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="") == "equal"
+    assert interpreted(code) == "equal"
 
 
-COMPILED = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ossicle.ops import windows_triton as ours
-known = {"STRIDE": 5, "TAPS": 10, "CHANNELS": 512, "TILES": ours.TILES_PER_PROGRAM, **ours.tiles(10, 512)}
-warps = known.pop("num_warps")
-for kernel in (ours._forward_kernel, ours._backward_kernel):
-    for filters in ("*bf16", "*fp32"):
-        kinds = {"waveform": "*fp32", "sums": "*fp32", "samples": "i32", "frames": "i32"}
-        constants = {(place,): known[name] for place, name in enumerate(kernel.arg_names) if name in known}
-        signature = {name: "constexpr" if name in known else kinds.get(name, filters) for name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["cubin"]
-print("compiled")
-"""
-
-
-def test_the_triton_kernels_compile_for_a_gpu_that_is_not_here() -> None:
-    pytest.importorskip("triton")
-    assert in_a_process_of_its_own(COMPILED) == "compiled"
+@pytest.mark.parametrize("stored", ["*bf16", "*fp32"])
+def test_the_triton_kernels_compile_for_a_gpu_that_is_not_here(stored: str) -> None:
+    ours = pytest.importorskip("ossicle.ops.windows_triton")
+    known = {"STRIDE": 5, "TAPS": 10, "CHANNELS": 512, "TILES": ours.TILES_PER_PROGRAM, **ours.tiles(10, 512)}
+    warps = known.pop("num_warps")
+    kinds = {"waveform": "*fp32", "sums": "*fp32", "samples": "i32", "frames": "i32"}
+    for kernel in (ours._forward_kernel, ours._backward_kernel):
+        assert compiled(kernel, known, kinds, stored, num_warps=warps)["cubin"]
 
 
 def test_the_operators_shapes_and_work_are_known_without_a_gpu() -> None:
@@ -167,7 +138,7 @@ def test_the_operators_shapes_and_work_are_known_without_a_gpu() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_the_triton_kernels_equal_float64_on_a_gpu(dtype: str, tolerance: float) -> None:
     code = CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert in_a_process_of_its_own(code) == "equal"
+    assert said(code) == "equal"
 
 
 @pytest.mark.gpu
