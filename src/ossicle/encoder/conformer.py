@@ -2,7 +2,7 @@
 
 from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from ossicle.core.shapes import Bool, Float
@@ -43,7 +43,7 @@ class ConformerBlock(Block):
         self.convolution = ConvolutionModule(dim, kernel, dropout)
         self.second_norm = LayerNorm(dim)
         self.second = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
-        self.norm = LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim)  # in float32 under autocast too, as are the sums that begin with it
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
