@@ -19,12 +19,12 @@ def linear_gelu(
     """``gelu(linear(x, weight, bias))`` (arXiv 1606.08415, the exact GELU).
 
     Args:
-        x: Frames.
-        weight_DC: Weight of :class:`torch.nn.Linear`.
-        bias_D: Its bias.
+        x: Frames, shape (..., C).
+        weight_DC: Weight of :class:`torch.nn.Linear`, shape (D, C).
+        bias_D: Its bias, shape (D,).
 
     Returns:
-        In autocast's type where that is on.
+        Shape (..., D), in autocast's type where that is on.
     """
     if x.device.type != "cuda" or torch.compiler.is_compiling():
         return functional.gelu(functional.linear(x, weight_DC, bias_D))

@@ -16,6 +16,7 @@ from ossicle.ops.dropout import dropout as drop
 from ossicle.ops.triton_kernels import refusal
 
 _WIDEST = 8192
+"""Channels that a program can hold of a frame: more would not fit into its registers."""
 
 
 def residual_norm(
@@ -30,27 +31,27 @@ def residual_norm(
     """``layer_norm(x + dropout(branch))`` over the last axis (arXiv 1706.03762, section 5.4).
 
     Args:
-        x: What the branch is added to.
-        branch: What the branch made of it.
-        weight_D: Gain of the norm.
-        bias_D: Shift of the norm.
+        x: What the branch is added to, shape (..., D).
+        branch: What the branch made of it, same shape.
+        weight_D: Gain of the norm, shape (D,).
+        bias_D: Shift of the norm, shape (D,).
         dropout: Probability with which a value of the branch is dropped; 0 outside training.
         epsilon: Added to variances.
 
     Returns:
-        Of autocast's type where that is on. Mean, variance and their use are float32 or wider.
+        Shape (..., D), of autocast's type where that is on. Mean, variance and their use are float32 or wider.
     """
-    mixed = autocast_dtype(x.device.type)
-    if x.device.type != "cuda" or torch.compiler.is_compiling():
+    dim = x.shape[-1]
+    on_gpu = x.device.type == "cuda" and not torch.compiler.is_compiling()
+    wide = None if dim <= _WIDEST else f"they hold {_WIDEST} channels of a frame at once, not {dim}"
+    if not on_gpu or refusal("dropout, sum and norm", (x.dtype, branch.dtype), wide) is not None:
         return residual_norm_reference(x, branch, weight_D, bias_D, dropout=dropout, epsilon=epsilon)
-    wide = None if x.shape[-1] <= _WIDEST else f"they hold {_WIDEST} channels of a frame at once, not {x.shape[-1]}"
-    if refusal("dropout, sum and norm", (x.dtype, branch.dtype), wide) is None:
-        branch = branch if mixed is None else branch.to(mixed)
-        # drawn from the default generator, as dropout's own numbers are; the kernels make theirs from it
-        seed_1 = torch.randint(2**31, (1,), dtype=torch.int64, device=x.device)
-        flat = (value.reshape(-1, x.shape[-1]) for value in (x, branch))
-        return _forward(*flat, weight_D, bias_D, seed_1, dropout, epsilon)[0].view(branch.shape)
-    return residual_norm_reference(x, branch, weight_D, bias_D, dropout=dropout, epsilon=epsilon)
+    mixed = autocast_dtype(x.device.type)
+    branch = branch if mixed is None else branch.to(mixed)
+    # drawn from the default generator, as dropout's own numbers are; the kernels make theirs from it
+    seed_1 = torch.randint(2**31, (1,), dtype=torch.int64, device=x.device)
+    normed_ND, _, _ = _forward(x.reshape(-1, dim), branch.reshape(-1, dim), weight_D, bias_D, seed_1, dropout, epsilon)
+    return normed_ND.view(branch.shape)
 
 
 def residual_norm_reference(
@@ -121,10 +122,10 @@ def _backward_shapes(  # noqa: PLR0917
     )
 
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float, float]
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float, float]
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: _Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     """Keep the sum and each frame's moments: what was dropped is drawn again."""
     _, _, weight_D, _, seed_1, dropout, _ = inputs
     _, sum_ND, moments_N2 = output

@@ -197,10 +197,10 @@ def take_turns(
             stack.callback(player.end)
             stack.callback(player.dismiss)
             if not together:
-                _note_start(player, results[name])
+                _await_start(player, results[name])
         for name, player in players.items():
             if together:
-                _note_start(player, results[name])
+                _await_start(player, results[name])
         for _ in range(rounds):
             for name, player in players.items():
                 if results[name].absent is None:
@@ -212,7 +212,7 @@ def take_turns(
     return results
 
 
-def _note_start(player: Player, result: Measured) -> None:
+def _await_start(player: Player, result: Measured) -> None:
     result.absent = player.ready()
     if result.absent is not None:
         return
