@@ -4,6 +4,8 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from typing_extensions import override
 
 from ossicle.core.shapes import Bool, Float, Int
 
@@ -113,5 +115,42 @@ def long_convolution(
     gap_ND = there_TD.new_zeros(size - 2 * num_frames + 1, dim, dtype=dtype)
     behind_ND = there_TD.new_zeros(num_frames - 1, dim, dtype=dtype) if back_TD is None else back_TD[1:].flip(0)
     filter_ND = torch.cat([there_TD.to(dtype), gap_ND, behind_ND.to(dtype)])
-    spectrum_BFD = torch.fft.rfft(x_BTD.to(dtype), size, dim=1) * torch.fft.rfft(filter_ND, dim=0)
-    return torch.fft.irfft(spectrum_BFD, size, dim=1)[:, :num_frames]
+    return _CircularConvolution.apply(x_BTD.to(dtype), filter_ND)
+
+
+class _CircularConvolution(torch.autograd.Function):
+    """Circular convolution with a filter of N frames, of the first T frames; the rest of the N are zeros.
+
+    Autograd would go back through each real transform by a complex one of twice the work: what is real stays real here,
+    the ways back being convolutions with what is turned around.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: FunctionCtx, x_BTD: Tensor, filter_ND: Tensor) -> Tensor:
+        size = len(filter_ND)
+        x_BDF, filter_DF = _spectrum(x_BTD, size), _spectrum(filter_ND, size)
+        ctx.save_for_backward(x_BDF, filter_DF)
+        ctx.size = size  # ty: ignore[missing-attribute]  the context carries what is set on it
+        return _from_spectrum(x_BDF * filter_DF, size)[:, : x_BTD.shape[1]]
+
+    @staticmethod
+    @override
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_BDF, filter_DF = ctx.saved_tensors  # ty: ignore[missing-attribute]
+        size = ctx.size  # ty: ignore[missing-attribute]
+        wants_x, wants_filter = ctx.needs_input_grad  # ty: ignore[missing-attribute]
+        grad_BDF = _spectrum(grads[0], size)
+        x_grad = _from_spectrum(grad_BDF * filter_DF.conj(), size)[:, : grads[0].shape[1]] if wants_x else None
+        filter_grad = _from_spectrum((grad_BDF * x_BDF.conj()).sum(0), size) if wants_filter else None
+        return x_grad, filter_grad
+
+
+def _spectrum(x_BTD: Float[Tensor, "*rows T D"], size: int) -> Tensor:
+    """Each channel's transform over time, (..., D, F): along neighbours in memory it is twice as fast on a CPU."""
+    return torch.fft.rfft(x_BTD.mT, size)
+
+
+def _from_spectrum(x_BDF: Tensor, size: int) -> Float[Tensor, "*rows T D"]:
+    return torch.fft.irfft(x_BDF, size).mT
