@@ -49,3 +49,26 @@ def test_the_peak_is_the_programs_own_and_not_that_of_who_started_it() -> None:
     assert before < len(held) / 3
     assert after - before == pytest.approx(100_000_000, rel=0.1)
     assert peak_resident_bytes() > len(held)
+
+
+RETURNED = """
+from pathlib import Path
+from ossicle.core.memory import keep_memory, return_memory
+keep_memory()
+import torch
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+torch.ones(50_000_000)
+kept = resident() - before
+return_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is what is told")
+def test_memory_that_was_kept_can_be_returned() -> None:
+    ran = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    kept, left = map(int, ran.stdout.split())
+    assert kept > 190_000_000
+    assert left < 20_000_000

@@ -36,6 +36,12 @@ def keep_memory() -> bool:
     return all(told)
 
 
+def return_memory() -> None:
+    """Give back to the system what this process has freed and kept, so that its resident set is what it has in use."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_resident_bytes(process: str = "self") -> int:
     """The largest resident set that a process has had since it began its program, in bytes.
 

@@ -1,5 +1,6 @@
 """One mixer at one length: time, memory and multiply-accumulates of its forward and backward pass."""
 
+import gc
 import inspect
 import math
 import multiprocessing
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from ossicle.core.errors import MissingExtraError, OssicleError
-from ossicle.core.memory import peak_resident_bytes
+from ossicle.core.memory import keep_memory, peak_resident_bytes, return_memory
 from ossicle.launch.parts import option
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
@@ -107,6 +108,8 @@ def measure(name: str, lengths: Sequence[int], settings: Settings) -> tuple[list
 
 
 def _run(name: str, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
+    if settings.device == "cpu":
+        keep_memory()  # as ossicle pretrain does: else the system clears every large tensor anew, and that is measured
     torch.set_num_threads(settings.threads)
     try:
         points: list[Point] = []
@@ -207,6 +210,8 @@ def _reset_peak(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    gc.collect()
+    return_memory()
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
