@@ -16,7 +16,7 @@ from ossicle.layer.convolution import ConvolutionPosition, DeepConvolutionPositi
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.norm import LayerNorm
 from ossicle.layer.recompute import recomputed
-from ossicle.mixer.base import Lender, run_lending
+from ossicle.mixer.base import Lender, Placed, run_lending, run_placed
 from ossicle.ops.masking import gather_frames
 from ossicle.ops.packing import Packing
 
@@ -87,7 +87,7 @@ class Stack(Encoder):
             x_BTD = gather_frames(x_BTD, kept_BM)
             valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
         x_BTD = self.dropout(x_BTD if self.norm_first else self.norm(x_BTD))
-        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT)]
+        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT, place_BT=kept_BM)]
         last_BTD = self.norm(outputs[-1]) if self.norm_first else outputs[-1]
         return EncoderOutput(last_BTD, tuple(outputs) if layers else ())
 
@@ -114,11 +114,14 @@ def run_blocks(
     blocks: Iterable[nn.Module],
     x: Tensor,
     valid_BT: Tensor | None = None,
+    *,
     packing: Packing | None = None,
+    place_BT: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The output of each block in turn; a block that is skipped gives its input.
 
-    Frames are padded rows (B, T, D), or with a packing (P, D).
+    Frames are padded rows (B, T, D), or with a packing (P, D). Where they do not stand one after another, ``place_BT``
+    says where, and mixers that ask for it are told.
 
     What is skipped is drawn on the host from its default generator, so no device is waited for. Mixers that lend
     to later layers are handed on what they borrow.
@@ -134,6 +137,8 @@ def run_blocks(
         if not dropped and isinstance(mixer, Lender):
             borrowed = () if mixer.creditor is None else loans.get(mixer.creditor, ())
             x, loans[mixer] = again(run_lending)(call, mixer, x, valid_BT, borrowed)
+        elif not dropped and place_BT is not None and isinstance(mixer, Placed):
+            x = again(run_placed)(call, mixer, x, valid_BT, place_BT)
         elif not dropped:
             x = again(call)(x, valid_BT)
         yield x

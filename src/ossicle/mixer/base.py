@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ossicle.core.shapes import Bool, Float, Int
+from ossicle.core.shapes import Bool, Float, Int, Int64
 from ossicle.ops.packing import pad_packed, unpad
 
 
@@ -87,6 +87,40 @@ def run_lending(
         return call(x_BTD, valid_BT), mixer.lent
     finally:
         mixer.lends, mixer.borrowed, mixer.lent = False, (), ()
+
+
+class Placed(Mixer):
+    """A mixer that depends on where frames stand, and so has to be told where some of a row were left out.
+
+    Places travel through :func:`run_placed`; without them frames stand one after another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place_BT: Tensor | None = None
+
+
+def run_placed(
+    call: Callable[[Tensor, Tensor | None], Tensor],
+    mixer: Placed,
+    x_BTD: Float[Tensor, "B T D"],
+    valid_BT: Bool[Tensor, "B T"] | None,
+    place_BT: Int64[Tensor, "B T"],
+) -> Tensor:
+    """Run what holds a placed mixer, such as a block, on frames that do not stand one after another.
+
+    Args:
+        call: The block, which calls the mixer once.
+        mixer: The mixer inside it.
+        x_BTD: Frames.
+        valid_BT: True where a frame is real, or None where every frame is.
+        place_BT: Where each frame stands in the row that it was taken from.
+    """
+    mixer.place_BT = place_BT
+    try:
+        return call(x_BTD, valid_BT)
+    finally:
+        mixer.place_BT = None
 
 
 class MixerStack(ABC):

@@ -9,14 +9,14 @@ from typing_extensions import override
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int
 from ossicle.layer.multi_head import MultiHead
-from ossicle.mixer.base import Mixer
+from ossicle.mixer.base import Placed
 from ossicle.ops.attention import AUTO, attend, attend_packed, check_backend
 from ossicle.ops.packing import rows_and_places
 from ossicle.ops.rotary import rotary_angles, rotate
 
 
 @final
-class Rotary(MultiHead, Mixer):
+class Rotary(MultiHead, Placed):
     """Softmax attention whose queries and keys are turned by their place, so that scores depend on distance.
 
     Args:
@@ -47,7 +47,8 @@ class Rotary(MultiHead, Mixer):
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        angle_TK = rotary_angles(torch.arange(x_BTD.shape[1], device=x_BTD.device), self.head_dim, self.base)
+        place_T = torch.arange(x_BTD.shape[1], device=x_BTD.device) if self.place_BT is None else self.place_BT
+        angle_TK = rotary_angles(place_T, self.head_dim, self.base)
         q_BTHK, k_BTHK, v_BTHK = self.heads(x_BTD)
         dropout = self.dropout if self.training else 0.0
         turned = rotate(q_BTHK, angle_TK), rotate(k_BTHK, angle_TK)

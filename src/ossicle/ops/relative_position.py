@@ -89,6 +89,21 @@ def by_pair(
     return used_HR.unfold(1, num_frames, 1).flip(1)
 
 
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """How fast each head's scores fall with distance in ALiBi (arXiv 2108.12409, section 3): 2^(-8/H), 2^(-16/H) ...
+
+    Where the number of heads is no power of two, those of the power below, and then every other one of the power above,
+    as in the authors' models.
+
+    Args:
+        num_heads: Attention heads (H).
+    """
+    below = 2 ** (num_heads.bit_length() - 1)
+    own = [2 ** (-8 * (head + 1) / below) for head in range(below)]
+    between = [2 ** (-4 * (head + 1) / below) for head in range(0, 2 * below, 2)]
+    return tuple((own + between)[:num_heads])
+
+
 def wavlm_buckets(
     distance_R: Int64[Tensor, " R"], num_buckets: int = 320, max_distance: int = 800
 ) -> Int64[Tensor, " R"]:

@@ -1,0 +1,86 @@
+"""Attention whose scores fall with distance, by learned slopes: ALiBi as in data2vec 2.0."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ossicle.core.shapes import Bool, Float
+from ossicle.layer.multi_head import MultiHead
+from ossicle.mixer.base import Mixer, MixerStack, Placed
+from ossicle.ops.relative_position import alibi_slopes, attend_biased, by_pair, distances
+
+
+@final
+class AlibiAttention(MultiHead, Placed):
+    """Softmax attention with linear biases (arXiv 2108.12409, section 3), alike on both sides of a frame.
+
+    score = q k / sqrt(K) - max(0, scale_h) x slope_h x |distance|, where the slopes are ALiBi's and the scale of each
+    head is learned, from 1 on (arXiv 2212.07525, section 4.2).
+
+    Args:
+        dim: Model width (D).
+        num_heads: Attention heads (H); must divide the width.
+        dropout: Dropout of attention weights while training.
+        owner: The layer whose scales this one reads, or None where it has its own.
+
+    Raises:
+        ConfigError: If the heads do not divide the width.
+    """
+
+    slope_H: Tensor
+
+    def __init__(
+        self, dim: int, num_heads: int = 12, dropout: float = 0.1, *, owner: "AlibiAttention | None" = None
+    ) -> None:
+        super().__init__(dim, num_heads)
+        self.dropout = dropout
+        self.register_buffer("slope_H", torch.tensor(alibi_slopes(num_heads)), persistent=False)
+        # Only the owner registers the scales, which stand once among the weights; a tuple hides it in the others.
+        self.scale = nn.Parameter(torch.ones(num_heads)) if owner is None else None
+        self._owner: tuple[AlibiAttention, ...] = () if owner is None else (owner,)
+
+    def slopes(self) -> Float[Tensor, " H"]:
+        """How fast the scores of each head fall with distance."""
+        scale_H = self._owner[0].scale if self.scale is None else self.scale
+        assert scale_H is not None
+        return scale_H.clamp(min=0) * self.slope_H
+
+    @override
+    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
+        num_frames, place_BT = x_BTD.shape[1], self.place_BT
+        slope_H = self.slopes()
+        score_RH = -slope_H * distances(num_frames, slope_H.device).abs()[:, None]
+
+        def bias(start: int, stop: int) -> Tensor:
+            if place_BT is None:
+                return by_pair(score_RH, num_frames, start, stop)[None]
+            distance_BQT = (place_BT[:, start:stop, None] - place_BT[:, None, :]).abs()
+            return -slope_H[:, None, None] * distance_BQT[:, None]
+
+        dropout = self.dropout if self.training else 0.0
+        return self.join(attend_biased(*self.heads(x_BTD), bias, valid_BT=valid_BT, dropout=dropout))
+
+
+@final
+class AlibiAttentionStack(MixerStack):
+    """Layers of :class:`AlibiAttention` that share the first one's scales, as data2vec 2.0's do.
+
+    Args:
+        num_heads: Attention heads (H); must divide every layer's width.
+        dropout: Dropout of attention weights while training.
+    """
+
+    def __init__(self, num_heads: int = 12, dropout: float = 0.1) -> None:
+        self.num_heads = num_heads
+        self.dropout = dropout
+
+    @override
+    def build(self, dims: Sequence[int]) -> list[Mixer]:
+        mixers: list[AlibiAttention] = []
+        for dim in dims:
+            owner = mixers[0] if mixers else None
+            mixers.append(AlibiAttention(dim, self.num_heads, self.dropout, owner=owner))
+        return list(mixers)
