@@ -50,6 +50,8 @@ class Foreseeing(Objective):
         self.num_steps = num_steps
         self.num_negatives = num_negatives
         self.predict = nn.Linear(dim, num_steps * feature_dim, bias=False)
+        # scores of frames of deviation one begin about one, whatever the widths: larger, a run must first unlearn them
+        nn.init.normal_(self.predict.weight, std=(dim * feature_dim) ** -0.5)
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
