@@ -1,9 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.synthetic import SyntheticCorpus
 from ossicle.data.prepare import prepare
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORKERS))  # files run side by side
 
 
 @pytest.fixture(scope="session")
