@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from ossicle.core.batch import Batch
 from ossicle.core.clock import FrameClock
@@ -34,6 +35,8 @@ def objective(kind: type[Foreseeing], model: Backbone) -> Foreseeing:
     torch.manual_seed(1)
     made = kind(Frames(model.clock, 6), model.dim, 6, num_steps=3, num_negatives=4)
     made.adopt(model)
+    if made.predict.bias is not None:
+        nn.init.normal_(made.predict.bias)
     return made
 
 
@@ -51,11 +54,12 @@ def test_the_loss_equals_a_loop_over_the_papers_equation_in_float64(
     c = model.encode(model.embed(model.normalise(z))).last_BTD
     draws = other_frames(2, frames, num=4, generator=generator(5, batch.position, 0, "negatives"))
     maps = loss.predict.weight.unflatten(0, (3, 6))
+    shifts = torch.zeros(3, 6) if kind is ContrastivePredictive else loss.predict.bias.unflatten(0, (3, 6))
     total, count = 0.0, 0
     for step in (1, 2, 3):
         for row in range(2):
             for t in range(frames - step):
-                prediction = maps[step - 1] @ c[row, t]
+                prediction = maps[step - 1] @ c[row, t] + shifts[step - 1]
                 right = (prediction @ z[row, t + step]).item()
                 wrong = [(prediction @ z[row, other]).item() for other in draws[row, t + step].tolist()]
                 if kind is ContrastivePredictive:
@@ -119,3 +123,13 @@ def test_a_target_that_is_not_the_frames_and_no_steps_are_refused(kind: type[For
         kind(torch.nn.Identity(), 8, 6)
     with pytest.raises(ConfigError, match="num_steps=0"):
         kind(Frames(FrameClock(), 6), 8, 6, num_steps=0)
+
+
+@KINDS
+def test_scores_begin_about_one_whatever_the_widths(kind: type[Foreseeing]) -> None:
+    clock = causal().clock
+    for dim, channels in ((32, 512), (512, 32)):
+        made = kind(Frames(clock, channels), dim, channels, num_steps=3, num_negatives=4)
+        predicted_T3C = made.predict(torch.randn(200, dim)).unflatten(1, (3, channels))
+        scores_T3 = predicted_T3C @ torch.randn(channels)
+        assert float(scores_T3.std()) == pytest.approx(1.0, abs=0.3)

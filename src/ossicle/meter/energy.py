@@ -1,34 +1,40 @@
-"""Energy that GPUs drew, by the counters they carry."""
+"""Energy that GPUs or processors drew, by the counters they carry."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from types import ModuleType
-from typing import Self
+from typing import Final, Self
 
 import torch
 
+POWERCAP: Final = Path("/sys/class/powercap")
+"""Where Linux shows the energy counters (RAPL) of Intel's and AMD's processors."""
+
 
 class EnergyCounter:
-    """NVML's total-energy counters of some GPUs: exact, in millijoules, read twice and subtracted.
+    """Counters of the energy drawn so far, read twice and subtracted: exact, where there are some.
+
+    A GPU's is NVML's. A processor's counts the whole package, with whatever else runs on it.
 
     Args:
-        handles: NVML device handles.
-        nvml: The ``pynvml`` module, initialised.
+        readers: Each gives joules since some fixed moment.
         reason: Why there is nothing to read, where there is not.
     """
 
-    def __init__(
-        self, handles: Sequence[object] = (), nvml: ModuleType | None = None, reason: str | None = None
-    ) -> None:
-        self.handles = tuple(handles)
-        self.nvml = nvml
+    def __init__(self, readers: Sequence[Callable[[], float]] = (), reason: str | None = None) -> None:
+        self.readers = tuple(readers)
         self.reason = reason
 
     @classmethod
     def of_device(cls, device: torch.device) -> Self:
-        """The counter of the GPU that a torch device stands for; one that reads None, with its reason, elsewhere."""
-        if device.type != "cuda":
-            return cls(reason="no GPU, and a CPU's energy counters belong to root")
+        """The counter of what a torch device stands for; one that reads None, with its reason, where there is none."""
+        return cls.of_gpu(device) if device.type == "cuda" else cls.of_packages()
+
+    @classmethod
+    def of_gpu(cls, device: torch.device) -> Self:
+        """NVML's counter of a GPU."""
         try:
             nvml = importlib.import_module("pynvml")
         except ImportError:
@@ -40,10 +46,57 @@ class EnergyCounter:
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except nvml.NVMLError as error:
             return cls(reason=f"NVML gives no energy counter: {error}")
-        return cls([handle], nvml)
+        return cls([partial(_gpu_joules, nvml, handle)])
+
+    @classmethod
+    def of_packages(cls, folder: Path = POWERCAP) -> Self:
+        """The counters of all processor packages of this machine.
+
+        Args:
+            folder: Where the kernel shows them.
+        """
+        zones = sorted(
+            zone for zone in folder.glob("*-rapl:*") if zone.name.count(":") == 1
+        )  # more: parts of a package
+        if not zones:
+            return cls(reason="no GPU, and the kernel shows no energy counter of the processor, as in virtual machines")
+        try:
+            return cls([Package(zone).joules for zone in zones])
+        except PermissionError:
+            return cls(reason=f"no GPU, and the processor's counters belong to root: sudo chmod -R a+r {folder}/")
 
     def joules(self) -> float | None:
-        """The counters' sum in joules since the driver was loaded, or None where there is no counter."""
-        if self.nvml is None:
-            return None
-        return sum(self.nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self.handles) / 1000.0
+        """The counters' sum in joules since some fixed moment, or None where there is no counter."""
+        return sum(read() for read in self.readers) if self.readers else None
+
+
+def _gpu_joules(nvml: ModuleType, handle: object) -> float:
+    return nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0
+
+
+class Package:
+    """A processor package's counter, which starts anew when it is full: some minutes to an hour of full load.
+
+    Args:
+        zone: Its folder.
+
+    Raises:
+        PermissionError: It may not be read.
+    """
+
+    def __init__(self, zone: Path) -> None:
+        self.zone = zone
+        self.range = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
+        self.last = self._read()
+        self.full = 0
+
+    def joules(self) -> float:
+        """Joules since a fixed moment, if it was read once while the counter filled."""
+        now = self._read()
+        if now < self.last:
+            self.full += self.range
+        self.last = now
+        return (self.full + now) / 1e6
+
+    def _read(self) -> int:
+        return int((self.zone / "energy_uj").read_text(encoding="ascii"))

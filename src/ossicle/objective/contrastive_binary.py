@@ -27,6 +27,8 @@ class ContrastiveBinary(Foreseeing):
         ConfigError: A weight that is not above 0, or what the base class refuses.
     """
 
+    affine = True
+
     def __init__(
         self,
         target: Frames,

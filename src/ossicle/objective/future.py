@@ -18,7 +18,7 @@ from ossicle.target.frames import Frames
 
 
 class Foreseeing(Objective):
-    """Predicts the frames that come, one linear map for each distance; subclasses say how predictions are judged.
+    """Predicts the frames that come, one map for each distance; subclasses say how predictions are judged.
 
     The encoder must be causal: one that hears what comes copies it, and learns nothing. Nothing is masked.
 
@@ -29,11 +29,15 @@ class Foreseeing(Objective):
         num_steps: Frames ahead, from 1 (K).
         num_negatives: Negatives of each frame that comes (N).
 
+    Attributes:
+        affine: Whether the maps have biases.
+
     Raises:
         ConfigError: No step or no negative, or a target that is not the frames.
     """
 
     takes_codes = True
+    affine: bool = False
 
     def __init__(
         self, target: Frames, dim: int, feature_dim: int, *, num_steps: int = 12, num_negatives: int = 10
@@ -49,9 +53,11 @@ class Foreseeing(Objective):
         self.target = target
         self.num_steps = num_steps
         self.num_negatives = num_negatives
-        self.predict = nn.Linear(dim, num_steps * feature_dim, bias=False)
+        self.predict = nn.Linear(dim, num_steps * feature_dim, bias=self.affine)
         # scores of frames of deviation one begin about one, whatever the widths: larger, a run must first unlearn them
         nn.init.normal_(self.predict.weight, std=(dim * feature_dim) ** -0.5)
+        if self.predict.bias is not None:
+            nn.init.zeros_(self.predict.bias)
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
