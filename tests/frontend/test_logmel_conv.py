@@ -3,6 +3,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch.nn import functional
+from transformers import Speech2TextConfig
+from transformers.models.speech_to_text.modeling_speech_to_text import Conv1dSubsampler
 
 from ossicle.core.errors import ConfigError
 from ossicle.frontend.logmel import LogMel
@@ -44,6 +46,18 @@ def test_it_equals_torchs_convolutions_over_log_mel_frames() -> None:
         expected = functional.conv1d(expected, layer.weight, layer.bias, stride, kernel // 2).transpose(1, 2)
         expected = functional.relu(functional.layer_norm(expected, (expected.shape[2],))).transpose(1, 2)
     torch.testing.assert_close(frontend(waveform_BS).features_BTC, expected.transpose(1, 2))
+
+
+def test_gated_convolutions_equal_transformers_subsampler_of_speech2text() -> None:
+    frontend = LogMelConv(TWICE_HALF, num_mels=20, gated=True).eval()
+    (first, *_), (last, *_) = TWICE_HALF
+    sizes = {"conv_channels": 2 * first, "d_model": last, "conv_kernel_sizes": [kernel for _, kernel, _ in TWICE_HALF]}
+    theirs = Conv1dSubsampler(Speech2TextConfig(input_feat_per_channel=20, num_conv_layers=len(TWICE_HALF), **sizes))
+    for ours, layer in zip(frontend.shorten.convolutions, theirs.conv_layers, strict=True):
+        layer.load_state_dict(ours.state_dict())
+    waveform_BS = torch.randn(2, 4_000)
+    mels_BTC = LogMel(num_mels=20, stack=1).eval()(waveform_BS).features_BTC
+    torch.testing.assert_close(frontend(waveform_BS).features_BTC, theirs(mels_BTC))
 
 
 @hypothesis.given(lengths=st.lists(st.integers(400, 3_000), min_size=2, max_size=4))

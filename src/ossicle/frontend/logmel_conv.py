@@ -29,6 +29,7 @@ class LogMelConv(Frontend):
         high_hz: Upper edge of the last band; 0 or less counts from half the rate.
         band_shift: In training, bands that an utterance moves up or down by at most: see :class:`LogMel`.
         gradient_scale: What the gradient into the convolutions is multiplied by.
+        gated: Whether gated linear units follow the convolutions, and no norm: see :class:`Shortening`.
 
     Raises:
         ConfigError: An even kernel, or numbers that :class:`LogMel` refuses.
@@ -46,6 +47,7 @@ class LogMelConv(Frontend):
         high_hz: float = 0.0,
         band_shift: int = 0,
         gradient_scale: float = 1.0,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.mels = LogMel(
@@ -58,7 +60,7 @@ class LogMelConv(Frontend):
             high_hz=high_hz,
             band_shift=band_shift,
         )
-        self.shorten = Shortening(num_mels, convolutions)
+        self.shorten = Shortening(num_mels, convolutions, gated=gated)
         self.gradient_scale = GradientScale(gradient_scale)
         self.clock = shortened_clock(self.mels.clock, convolutions)
         self.dim = convolutions[-1][0]

@@ -16,31 +16,35 @@ class Shortening(nn.Module):
     Args:
         in_dim: Width that comes in.
         convolutions: Channels, kernel (odd) and stride of each.
+        gated: Whether each is followed by a gated linear unit instead, as in Fast-HuBERT (arXiv 2309.13860, in its
+            authors' code): it then makes twice its channels, of which one half opens the other.
 
     Raises:
         ConfigError: A kernel is even, and no frame would be its centre.
     """
 
-    def __init__(self, in_dim: int, convolutions: Sequence[Sequence[int]]) -> None:
+    def __init__(self, in_dim: int, convolutions: Sequence[Sequence[int]], *, gated: bool = False) -> None:
         super().__init__()
         layers = []
         for channels, kernel, stride in convolutions:
             if kernel % 2 == 0:
                 raise ConfigError(f"a kernel of {kernel} has no centre", "give odd kernels")
-            layers.append(nn.Conv1d(in_dim, channels, kernel, stride, padding=kernel // 2))
+            layers.append(nn.Conv1d(in_dim, channels * (1 + gated), kernel, stride, padding=kernel // 2))
             in_dim = channels
         self.convolutions = nn.ModuleList(layers)
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in convolutions)
+        self.gated = gated
+        self.norms = nn.ModuleList(() if gated else (nn.LayerNorm(channels) for channels, _, _ in convolutions))
         self.strides = [int(stride) for _, _, stride in convolutions]
 
     @override
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Frames at the lower rate, and which of them are real: those whose centre is."""
-        for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
+        for place, (convolution, stride) in enumerate(zip(self.convolutions, self.strides, strict=True)):
             if valid_BT is not None:
                 x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
                 valid_BT = valid_BT[:, ::stride]
-            x_BTD = functional.relu(norm(convolution(x_BTD.transpose(1, 2)).transpose(1, 2)))
+            x_BTD = convolution(x_BTD.transpose(1, 2)).transpose(1, 2)
+            x_BTD = functional.glu(x_BTD) if self.gated else functional.relu(self.norms[place](x_BTD))
         return x_BTD, valid_BT
 
 
