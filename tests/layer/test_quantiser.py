@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def test_kmeans_takes_the_nearest_code_and_asks_for_both_terms_by_a_loop_in_floa
                 torch.testing.assert_close(
                     coded.vectors_BTC[row, t].unflatten(0, (2, 3))[group], quantiser.codebook_GVD[group, best]
                 )
-    assert float(coded.penalty.detach()) == pytest.approx((1 + 0.25) * pull / 14, rel=1e-5)
+    assert float(coded.penalty.detach()) == pytest.approx((1 + 0.25) * pull / (14 * 6), rel=1e-5)
 
 
 def test_gumbel_takes_the_likeliest_code_in_evaluation_and_its_vector_exactly() -> None:
@@ -42,6 +44,21 @@ def test_gumbel_takes_the_likeliest_code_in_evaluation_and_its_vector_exactly() 
     assert torch.equal(coded.codes_BTG, logits.argmax(-1))
     groups = [quantiser.codebook_GVD[g][coded.codes_BTG[..., g]] for g in range(2)]
     torch.testing.assert_close(coded.vectors_BTC, torch.cat(groups, -1))
+
+
+def test_gumbel_asks_for_codes_left_unused_where_it_is_told_to() -> None:
+    torch.manual_seed(0)
+    quantiser = GumbelCodes(6, num_groups=2, num_codes=5, diversity_weight=0.3)
+    x = torch.randn(2, 7, 6)
+    coded = quantiser(x)
+    shares_GV = (
+        quantiser.logits(quantiser.enter(x).clamp(min=0)).unflatten(-1, (2, 5)).double().softmax(-1).mean((0, 1))
+    )
+    perplexities = [math.exp(-sum(p * math.log(p) for p in group)) for group in shares_GV.tolist()]
+    assert float(coded.penalty.detach()) == pytest.approx(0.3 * (10 - sum(perplexities)) / 10, rel=1e-5)
+    coded.penalty.backward()
+    assert quantiser.logits.weight.grad is not None
+    assert quantiser.logits.weight.grad.abs().sum() > 0
 
 
 def test_gumbel_draws_codes_with_their_probabilities_at_any_temperature() -> None:

@@ -18,7 +18,7 @@ from ossicle.frontend.wave import WaveReLU
 from ossicle.mixer.attention import Attention
 from ossicle.objective.contrastive_binary import ContrastiveBinary
 from ossicle.objective.contrastive_predictive import ContrastivePredictive
-from ossicle.objective.future import Foreseeing
+from ossicle.objective.future import Foreseeing, found
 from ossicle.ops.future import other_frames
 from ossicle.target.frames import Frames
 
@@ -133,3 +133,9 @@ def test_scores_begin_about_one_whatever_the_widths(kind: type[Foreseeing]) -> N
         predicted_T3C = made.predict(torch.randn(200, dim)).unflatten(1, (3, channels))
         scores_T3 = predicted_T3C @ torch.randn(channels)
         assert float(scores_T3.detach().std()) == pytest.approx(1.0, abs=0.3)
+
+
+def test_frames_of_one_code_are_found_by_chance() -> None:
+    right_BT = torch.tensor([[2.0, 1.0, 0.0, 3.0]])
+    wrong_BTN = torch.tensor([[[1.0, 0.0, 1.5], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [3.0, 1.0, 0.0]]])
+    torch.testing.assert_close(found(right_BT, wrong_BTN), torch.tensor([[1.0, 0.25, 0.0, 0.5]]))

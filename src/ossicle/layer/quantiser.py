@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import Final, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from typing_extensions import override
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int64
 from ossicle.ops.codes import one_hot
+from ossicle.ops.losses import diversity_loss
+
+CODE_STD: Final = 0.01
+"""What k-means codes begin with, as in the authors' code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,8 @@ class GumbelCodes(Quantiser):
         temperature: Temperature of the softmax at step 0.
         temperature_decay: Factor of the temperature a step.
         temperature_floor: Least temperature.
+        diversity_weight: Weight of the share of codes left unused in a batch, which the paper has not, and wav2vec 2.0
+            has for the codes that fall out of use without it (arXiv 2006.11477, equation 4).
     """
 
     def __init__(
@@ -94,8 +100,10 @@ class GumbelCodes(Quantiser):
         temperature: float = 2.0,
         temperature_decay: float = 0.999995,
         temperature_floor: float = 0.5,
+        diversity_weight: float = 0.0,
     ) -> None:
         super().__init__(dim, num_groups, num_codes)
+        self.diversity_weight = diversity_weight
         self.temperature = temperature
         self.temperature_decay = temperature_decay
         self.temperature_floor = temperature_floor
@@ -124,14 +132,18 @@ class GumbelCodes(Quantiser):
                 codes = logits_BTGV.argmax(-1)
                 choice = one_hot(codes, logits_BTGV)
             vectors = torch.einsum("btgv,gvd->btgd", choice, self.codebook_GVD)
-        return Coded(vectors.flatten(2), codes, vectors.new_zeros(()))
+            penalty = vectors.new_zeros(())
+            if self.diversity_weight:
+                penalty = self.diversity_weight * diversity_loss(logits_BTGV.softmax(-1).mean((0, 1)))
+        return Coded(vectors.flatten(2), codes, penalty)
 
 
 @final
 class KMeansCodes(Quantiser):
     """The nearest code of each group, straight through, with the two terms that draw codes and frames together.
 
-    penalty = ||sg(z) - e||^2 + commitment * ||z - sg(e)||^2, summed over channels, averaged over frames (equation 3).
+    penalty = ||sg(z) - e||^2 + commitment * ||z - sg(e)||^2 (equation 3), averaged over channels and frames as in the
+    authors' code: summed over channels it outweighs what is foreseen, and draws all frames to one code.
 
     Args:
         dim: Width of frames (C).
@@ -144,8 +156,9 @@ class KMeansCodes(Quantiser):
         super().__init__(dim, num_groups, num_codes)
         self.commitment = commitment
         self.project = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False)  # keeps frames at the scale that codes begin with
-        self.codebook_GVD = nn.Parameter(torch.randn(num_groups, num_codes, dim // num_groups))
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)  # frames cannot come to their codes by shrinking
+        # near zero, codes differ for a frame by their direction alone: none is nearest to all for being short
+        self.codebook_GVD = nn.Parameter(CODE_STD * torch.randn(num_groups, num_codes, dim // num_groups))
 
     @override
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Coded:
@@ -154,8 +167,8 @@ class KMeansCodes(Quantiser):
             codes_BTG = nearest(z_BTGD.detach(), self.codebook_GVD.detach())
             groups_G = torch.arange(self.num_groups, device=codes_BTG.device)
             e_BTGD = self.codebook_GVD[groups_G, codes_BTG]
-            pull = (z_BTGD.detach() - e_BTGD).square().sum((-1, -2)).mean()
-            commit = (z_BTGD - e_BTGD.detach()).square().sum((-1, -2)).mean()
+            pull = (z_BTGD.detach() - e_BTGD).square().mean()
+            commit = (z_BTGD - e_BTGD.detach()).square().mean()
             through_BTGD = e_BTGD.detach() + (z_BTGD - z_BTGD.detach())  # exactly the code in value
         return Coded(through_BTGD.flatten(2), codes_BTG, pull + self.commitment * commit)
 

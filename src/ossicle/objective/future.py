@@ -83,7 +83,7 @@ class Foreseeing(Objective):
         right, wrong = foreseen_scores(predicted_BTKC, self.target(features_BTC), negatives_BTN)
         loss_sum = torch.stack([self.judge(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
         count = torch.full((), float(sum(r.numel() for r in right)), device=loss_sum.device)
-        best = torch.stack([(r > w.max(-1).values).sum() for r, w in zip(right, wrong, strict=True)]).sum()
+        best = torch.stack([found(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
         logs: dict[str, Metric] = {
             "objective/accuracy_foreseen": Mean(best, count),
             "objective/chance": Mean(count / (1 + self.num_negatives), count),
@@ -100,3 +100,16 @@ class Foreseeing(Objective):
     @abstractmethod
     def judge(self, right_BT: Tensor, wrong_BTN: Tensor) -> Tensor:
         """Loss of each prediction, shape (B, T), from the scores of the true frame and of its negatives."""
+
+
+def found(right_BT: Tensor, wrong_BTN: Tensor) -> Tensor:
+    """How likely the true frame is chosen, shape (B, T): 1 where it scores highest, a share where others score as high.
+
+    Frames of one code do. Where all are of one code, that is what chance finds.
+
+    Args:
+        right_BT: Scores of the true frame.
+        wrong_BTN: Scores of its negatives.
+    """
+    same_BT = (wrong_BTN == right_BT[..., None]).sum(-1)
+    return (right_BT >= wrong_BTN.amax(-1)) / (1 + same_BT)
