@@ -110,6 +110,8 @@ class GumbelCodes(Quantiser):
         self.temperature_now = temperature
         self.enter = nn.Linear(dim, dim)
         self.logits = nn.Linear(dim, num_groups * num_codes)
+        # as in wav2vec 2.0's quantiser: by torch's default the noise, and not the frame, chooses the codes at first
+        nn.init.normal_(self.logits.weight)
         self.codebook_GVD = nn.Parameter(torch.empty(num_groups, num_codes, dim // num_groups).uniform_())
 
     @override
