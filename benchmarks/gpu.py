@@ -51,12 +51,22 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
     sizes = ["sizes={dim: 16, layers: 1, heads: 2, ffn_dim: 32, conv_dim: 16}", "systems=[ossicle]"] if small else []
     told = "[" + ",".join(json.dumps(name) for name in (("hubert_tiny",) if small else STEP)) + "]"
     families = f"[{','.join(('hubert_tiny', 'best_rq_tiny') if small else FAMILIES)}]"
+    # in one process: the tests share one GPU
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+    ]
     found: dict[str, tuple[float, list[str]]] = {
-        "tests": (
-            150,
-            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"],
-        ),
-        "all_tests": (240, [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
+        "tests": (150, [*tests, "-x", "tests/ops"]),
+        "all_tests": (240, tests),
     }
     for batch in (1,) if small else (11, 64):
         found[f"step_{batch}"] = (180, ossicle("step", f"experiments={told}", f"batch={batch}", *on))
