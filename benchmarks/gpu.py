@@ -53,17 +53,9 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
     families = f"[{','.join(('hubert_tiny', 'best_rq_tiny') if small else FAMILIES)}]"
     # in one process: the tests share one GPU
     tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-o",
-        "addopts=--import-mode=importlib",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-    ]
+        sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-m", "gpu",
+        "-p", "no:cacheprovider",
+    ]  # fmt: skip
     found: dict[str, tuple[float, list[str]]] = {
         "tests": (150, [*tests, "-x", "tests/ops"]),
         "all_tests": (240, tests),
