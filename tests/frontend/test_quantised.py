@@ -12,6 +12,7 @@ from ossicle.frontend.wave import WaveReLU
 from ossicle.layer.heads import LinearHead
 from ossicle.layer.mask import EmbeddingMask
 from ossicle.layer.quantiser import GumbelCodes, KMeansCodes, Quantiser
+from ossicle.meter.flops import macs_of_audio
 from ossicle.mixer.attention import Attention
 from ossicle.objective.contrastive_binary import ContrastiveBinary
 from ossicle.objective.masked_prediction import MaskedPrediction
@@ -97,3 +98,9 @@ def test_objectives_that_do_not_train_codes_are_refused() -> None:
     masked = partial(MaskedPrediction, head=LinearHead, mask=EmbeddingMask)
     with pytest.raises(ConfigError, match="does not train its codes"):
         connect(**parts(GumbelCodes), target=partial(KMeansLabels, 5), objective=masked)
+
+
+@KINDS
+def test_its_operations_are_counted_on_the_meta_device(kind: type[Quantiser]) -> None:
+    model, _ = connect(**parts(kind), target=Frames, objective=partial(ContrastiveBinary, num_steps=2))
+    assert macs_of_audio(model, 16_000) > 0

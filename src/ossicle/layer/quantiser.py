@@ -13,6 +13,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int64
 from ossicle.ops.codes import one_hot
 from ossicle.ops.losses import diversity_loss
+from ossicle.ops.precision import without_autocast
 
 CODE_STD: Final = 0.01
 """What k-means codes begin with, as in the authors' code."""
@@ -120,7 +121,7 @@ class GumbelCodes(Quantiser):
 
     @override
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Coded:
-        with torch.autocast(x_BTC.device.type, enabled=False):
+        with without_autocast(x_BTC):
             logits = self.logits(functional.relu(self.enter(x_BTC.float())))
             logits_BTGV = logits.unflatten(-1, (self.num_groups, self.num_codes))
             if self.training:
@@ -164,7 +165,7 @@ class KMeansCodes(Quantiser):
 
     @override
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Coded:
-        with torch.autocast(x_BTC.device.type, enabled=False):
+        with without_autocast(x_BTC):
             z_BTGD = self.norm(self.project(x_BTC.float())).unflatten(-1, (self.num_groups, -1))
             codes_BTG = nearest(z_BTGD.detach(), self.codebook_GVD.detach())
             groups_G = torch.arange(self.num_groups, device=codes_BTG.device)

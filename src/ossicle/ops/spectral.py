@@ -10,6 +10,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int
 from ossicle.ops.filterbank import cosine_transform, mel_filters, povey_window
 from ossicle.ops.framing import slice_frames
+from ossicle.ops.precision import without_autocast
 
 PREEMPHASIS = 0.97
 LIFTER = 22.0
@@ -60,7 +61,7 @@ def log_mel(
     clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
     device = waveform_BS.device
     # Powers span ten decades: bf16 products would cost the quiet bands their detail.
-    with torch.autocast(device.type if device.type != "meta" else "cpu", enabled=False):
+    with without_autocast(waveform_BS):
         frames = slice_frames(waveform_BS.float(), clock.kernel_samples, clock.stride_samples)
         frames = frames - frames.mean(-1, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
@@ -111,7 +112,7 @@ def mfcc(
     """
     mels = log_mel(waveform_BS, num_mels=num_mels, window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
     table = cosine_transform(num_cepstra, num_mels, LIFTER, str(mels.device))
-    with torch.autocast(mels.device.type if mels.device.type != "meta" else "cpu", enabled=False):
+    with without_autocast(mels):
         cepstra = mels @ table
     if lengths_B is None:
         first = differences(cepstra)
