@@ -21,6 +21,15 @@ def test_an_experiments_numbers_go_to_another_part_where_it_knows_them(caplog: p
     check_binding(config)
 
 
+def test_numbers_of_a_part_inside_a_part_go_to_the_one_in_its_place_too(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = ["experiment=vq_wav2vec_tiny", "data.shards=x", "layer/quantiser@frontend.quantiser=kmeans"]
+    with caplog.at_level("INFO"):
+        quantiser = resolved(compose("pretrain", chosen))["frontend"]["quantiser"]
+    assert quantiser["num_codes"] == 320
+    assert "temperature_decay" not in quantiser
+    assert "frontend.quantiser.temperature_decay=0.99 is not for KMeansCodes: left out" in caplog.text
+
+
 @pytest.mark.parametrize("name", groups()["experiment"])
 def test_every_experiment_states_only_what_its_own_parts_take(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):

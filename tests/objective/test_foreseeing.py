@@ -6,10 +6,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ossicle.core.batch import Batch
 from ossicle.core.clock import FrameClock
-from ossicle.core.errors import ConfigError
+from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.seeds import generator
 from ossicle.encoder.backbone import Backbone
 from ossicle.encoder.convolutional import Convolutional
@@ -139,3 +140,59 @@ def test_frames_of_one_code_are_found_by_chance() -> None:
     right_BT = torch.tensor([[2.0, 1.0, 0.0, 3.0]])
     wrong_BTN = torch.tensor([[[1.0, 0.0, 1.5], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [3.0, 1.0, 0.0]]])
     torch.testing.assert_close(found(right_BT, wrong_BTN), torch.tensor([[1.0, 0.25, 0.0, 0.5]]))
+
+
+@KINDS
+def test_two_halves_of_a_batch_add_up_to_the_whole(kind: type[Foreseeing], make_batch: Callable[..., Batch]) -> None:
+    model = causal()
+    loss, batch = objective(kind, model), make_batch(rows=2, frames=9)
+    frames = model.clock.num_frames(batch.waveform_BS.shape[1])
+    negatives = other_frames(2, frames, num=4, generator=torch.Generator().manual_seed(0))
+    whole = loss.compare(model, batch, negatives)
+    halves = [
+        loss.compare(model, replace(batch, waveform_BS=batch.waveform_BS[n : n + 1]), negatives[n : n + 1])
+        for n in (0, 1)
+    ]
+    torch.testing.assert_close(halves[0].loss_sum + halves[1].loss_sum, whole.loss_sum, rtol=1e-5, atol=1e-5)
+    assert float(halves[0].count + halves[1].count) == float(whole.count)
+    for name, log in whole.logs.items():
+        assert (halves[0].logs[name] + halves[1].logs[name]).read(name) == pytest.approx(log.read(name), rel=1e-4)
+
+
+@KINDS
+def test_bf16_autocast_gives_a_finite_float32_loss_and_gradients(
+    kind: type[Foreseeing], make_batch: Callable[..., Batch]
+) -> None:
+    model = causal()
+    loss = objective(kind, model)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = loss(model, make_batch(), seed=0, step=0)
+    output.loss_sum.backward()
+    assert output.loss_sum.dtype == torch.float32
+    for parameter in [*model.parameters(), *loss.parameters()]:
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+
+
+@KINDS
+def test_no_step_reads_a_value_on_the_host(kind: type[Foreseeing], make_batch: Callable[..., Batch]) -> None:
+    model = causal()
+    loss, batch = objective(kind, model), make_batch()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output = loss(model, batch, seed=0, step=0)
+        output.loss_sum.backward()
+        assert output.loss_sum.shape == ()
+
+
+@KINDS
+def test_a_crop_of_one_frame_is_refused_with_the_mend(kind: type[Foreseeing], make_batch: Callable[..., Batch]) -> None:
+    model = causal()
+    with pytest.raises(DataError, match="min_crop_s"):
+        objective(kind, model)(model, make_batch(2, 1), seed=0, step=0)
+
+
+@KINDS
+def test_it_builds_on_the_meta_device(kind: type[Foreseeing]) -> None:
+    model = causal()
+    with torch.device("meta"):
+        assert {parameter.device.type for parameter in objective(kind, model).parameters()} == {"meta"}

@@ -38,12 +38,17 @@ def fit_parts(config: dict[str, Any], stated: Collection[str]) -> dict[str, Any]
 
 
 def only_known(node: Mapping[str, Any], path: str, stated: Collection[str]) -> dict[str, Any]:
-    """A part's node without the numbers that its class does not take and the command line does not state."""
+    """A part's node without the numbers that its class does not take and the command line does not state.
+
+    The parts inside it too, such as a frontend's quantiser.
+    """
     known = arguments(node, path)
     foreign = [key for key in node if key not in known and key not in HYDRA_KEYS and f"{path}.{key}" not in stated]
     for key in foreign:
         log.info("%s.%s=%s is not for %s: left out", path, key, node[key], str(node["_target_"]).rpartition(".")[2])
-    return {key: value for key, value in node.items() if key not in foreign}
+    kept = {key: value for key, value in node.items() if key not in foreign}
+    inner = {key for key, value in kept.items() if isinstance(value, Mapping) and "_target_" in value}
+    return kept | {key: only_known(kept[key], f"{path}.{key}", stated) for key in inner}
 
 
 def arguments(node: Mapping[str, Any], path: str) -> Collection[str]:

@@ -10,6 +10,7 @@ from ossicle.core.batch import Batch, ObjectiveOutput
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.seeds import generator
+from ossicle.core.shapes import Int64
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.base import Objective
 from ossicle.ops.future import foreseen_scores, other_frames
@@ -71,15 +72,26 @@ class Foreseeing(Objective):
 
     @override
     def forward(self, model: SpeechEncoder, batch: Batch, *, seed: int, step: int) -> ObjectiveOutput:
+        rows, samples = batch.waveform_BS.shape
+        frames = model.clock.num_frames(samples)
+        if frames < 2:
+            raise DataError(f"crops of {samples} samples have one frame", "raise data.min_crop_s")
+        draws = generator(seed, batch.position, 0, "negatives", batch.waveform_BS.device)
+        negatives_BTN = other_frames(rows, frames, num=self.num_negatives, generator=draws)
+        return self.compare(model, batch, negatives_BTN)
+
+    def compare(self, model: SpeechEncoder, batch: Batch, negatives_BTN: Int64[Tensor, "B T N"]) -> ObjectiveOutput:
+        """The loss with negatives given.
+
+        Args:
+            model: The model that is trained.
+            batch: Crops of one length.
+            negatives_BTN: Negatives of each frame that may come, in its row.
+        """
         local = model.local(batch.waveform_BS)
         features_BTC = local.features_BTC
-        rows, frames, channels = features_BTC.shape
-        if frames < 2:
-            raise DataError(f"crops of {batch.waveform_BS.shape[1]} samples have one frame", "raise data.min_crop_s")
-        draws = generator(seed, batch.position, 0, "negatives", features_BTC.device)
-        negatives_BTN = other_frames(rows, frames, num=self.num_negatives, generator=draws)
         context_BTD = model.encode(model.embed(model.normalise(features_BTC))).last_BTD
-        predicted_BTKC = self.predict(context_BTD).unflatten(2, (self.num_steps, channels))
+        predicted_BTKC = self.predict(context_BTD).unflatten(2, (self.num_steps, features_BTC.shape[2]))
         right, wrong = foreseen_scores(predicted_BTKC, self.target(features_BTC), negatives_BTN)
         loss_sum = torch.stack([self.judge(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
         count = torch.full((), float(sum(r.numel() for r in right)), device=loss_sum.device)
