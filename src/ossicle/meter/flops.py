@@ -1,7 +1,8 @@
 """Multiply-accumulates of a model, counted by torch on tensors without memory."""
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -34,6 +35,14 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
+def _added_product(_: object, left: Sequence[int], right: Sequence[int], *__: object, **___: object) -> int:
+    """Operations of a product that is added to what is there, by shapes: torch counts the others alone."""
+    return 2 * math.prod(left) * right[-1]
+
+
+ADDED = {torch.ops.aten.addmm_: _added_product, torch.ops.aten.baddbmm_: _added_product}
+
+
 def count_macs(call: Callable[[], object]) -> int:
     """Multiply-accumulates of the matrix products, convolutions and attention in a call.
 
@@ -42,7 +51,8 @@ def count_macs(call: Callable[[], object]) -> int:
     """
     # Compiled blocks run as they are written, or the counter would see nothing of them.
     eager = torch.compiler.set_stance("force_eager")
-    with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=ADDED)
+    with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), counter:
         call()
     return counter.get_total_flops() // 2
 
