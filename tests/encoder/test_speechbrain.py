@@ -53,6 +53,16 @@ def hand_over(ours: nn.Module, theirs: nn.Module, names: Mapping[str, str]) -> N
     theirs.load_state_dict({key: value.reshape(shapes[key]) for key, value in weights.items()})
 
 
+def assert_equal(block: nn.Module, theirs: nn.Module) -> None:
+    """Both give the same outputs and gradients."""
+    x_BTD = torch.randn(2, 11, DIM, requires_grad=True)
+    wanted_BTD, _ = theirs(x_BTD)
+    torch.testing.assert_close(block(x_BTD), wanted_BTD, atol=1e-5, rtol=1e-5)
+    way = torch.randn_like(wanted_BTD)
+    wanted = torch.autograd.grad(wanted_BTD, x_BTD, way)
+    torch.testing.assert_close(torch.autograd.grad(block(x_BTD), x_BTD, way), wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_a_conformer_block_equals_speechbrains_in_outputs_and_gradients() -> None:
     mixer = Attention(DIM, HEADS, dropout=0.0)
     block = noisy(ConformerBlock(mixer, DIM, INNER, kernel=KERNEL, dropout=0.0, activation_dropout=0.0))
@@ -61,12 +71,7 @@ def test_a_conformer_block_equals_speechbrains_in_outputs_and_gradients() -> Non
     )
     hand_over(block, theirs, CONFORMER)
     theirs.convolution_module.after_conv[1] = nn.SiLU()  # they have one activation for all
-    x_BTD = torch.randn(2, 11, DIM, requires_grad=True)
-    wanted_BTD, _ = theirs(x_BTD)
-    torch.testing.assert_close(block(x_BTD), wanted_BTD, atol=1e-5, rtol=1e-5)
-    way = torch.randn_like(wanted_BTD)
-    wanted = torch.autograd.grad(wanted_BTD, x_BTD, way)
-    torch.testing.assert_close(torch.autograd.grad(block(x_BTD), x_BTD, way), wanted, atol=1e-5, rtol=1e-4)
+    assert_equal(block, theirs)
 
 
 def test_a_branchformer_block_equals_speechbrains_in_outputs_and_gradients() -> None:
@@ -76,9 +81,4 @@ def test_a_branchformer_block_equals_speechbrains_in_outputs_and_gradients() -> 
     )
     hand_over(block, theirs, BRANCHFORMER)
     theirs.convolution_branch.csgu.conv.padding_mode = "constant"  # they mirror what lies beyond a row's ends
-    x_BTD = torch.randn(2, 11, DIM, requires_grad=True)
-    wanted_BTD, _ = theirs(x_BTD)
-    torch.testing.assert_close(block(x_BTD), wanted_BTD, atol=1e-5, rtol=1e-5)
-    way = torch.randn_like(wanted_BTD)
-    wanted = torch.autograd.grad(wanted_BTD, x_BTD, way)
-    torch.testing.assert_close(torch.autograd.grad(block(x_BTD), x_BTD, way), wanted, atol=1e-5, rtol=1e-4)
+    assert_equal(block, theirs)

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.multi_head import MultiHead
-from ossicle.mixer.base import Mixer, MixerStack, Placed
+from ossicle.mixer.base import Mixer, MixerStack, Placed, owned_layers
 from ossicle.ops.relative_position import alibi_slopes, attend_biased, by_pair, distances
 
 
@@ -79,8 +79,4 @@ class AlibiAttentionStack(MixerStack):
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
-        mixers: list[AlibiAttention] = []
-        for dim in dims:
-            owner = mixers[0] if mixers else None
-            mixers.append(AlibiAttention(dim, self.num_heads, self.dropout, owner=owner))
-        return list(mixers)
+        return owned_layers(dims, lambda dim, owner: AlibiAttention(dim, self.num_heads, self.dropout, owner=owner))

@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ossicle.core.shapes import Bool, Float, Int, Int64
 from ossicle.ops.packing import pad_packed, unpad
+
+Owner = TypeVar("Owner", bound="Mixer")
 
 
 class Mixer(nn.Module, ABC):
@@ -133,6 +136,19 @@ class MixerStack(ABC):
         Args:
             dims: Width of each layer.
         """
+
+
+def owned_layers(dims: Sequence[int], make: Callable[[int, Owner | None], Owner]) -> list[Mixer]:
+    """Layers that share weights of the first one.
+
+    Args:
+        dims: Width of each layer.
+        make: A layer of a width, and the layer that owns what it shares; None for the owner itself.
+    """
+    layers: list[Owner] = []
+    for dim in dims:
+        layers.append(make(dim, layers[0] if layers else None))
+    return list(layers)
 
 
 MixerFactory = Callable[[int], Mixer] | MixerStack

@@ -11,7 +11,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import INIT_STD
 from ossicle.layer.multi_head import MultiHead, split_heads
-from ossicle.mixer.base import Mixer, MixerStack
+from ossicle.mixer.base import Mixer, MixerStack, owned_layers
 from ossicle.ops.relative_position import attend_biased, by_pair, distances, wavlm_buckets
 
 GATE_WIDTH = 8
@@ -130,17 +130,8 @@ class RelativeAttentionStack(MixerStack):
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
-        mixers: list[RelativeAttention] = []
-        for dim in dims:
-            owner = mixers[0] if mixers else None
-            mixers.append(
-                RelativeAttention(
-                    dim,
-                    self.num_heads,
-                    self.dropout,
-                    num_buckets=self.num_buckets,
-                    max_distance=self.max_distance,
-                    owner=owner,
-                )
-            )
-        return list(mixers)
+        def make(dim: int, owner: RelativeAttention | None) -> RelativeAttention:
+            buckets = {"num_buckets": self.num_buckets, "max_distance": self.max_distance}
+            return RelativeAttention(dim, self.num_heads, self.dropout, **buckets, owner=owner)
+
+        return owned_layers(dims, make)
