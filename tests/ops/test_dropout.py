@@ -10,7 +10,7 @@ from ossicle.layer.dropout import Dropout
 from ossicle.ops import dropout as facade
 from ossicle.ops import dropout_cpu
 from ossicle.ops.dropout import dropout
-from ossicle.ops.dropout_hash import draw_seed, keep_mask
+from ossicle.ops.dropout_hash import draw_seed, draw_seeds, keep_mask, keep_places
 
 native = pytest.mark.skipif(dropout_cpu.missing() is not None, reason="no C++ compiler")
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)]
@@ -50,6 +50,51 @@ def test_it_is_one_graph_when_compiled() -> None:
     x = torch.randn(8, 8)
     out = torch.compile(dropout, backend="aot_eager", fullgraph=True)(x, 0.5)
     torch.testing.assert_close(out[out != 0], (2 * x)[out != 0])
+
+
+def test_places_are_kept_by_the_hash_in_words_of_32_bits() -> None:
+    def hashed(place: int, first: int, second: int) -> int:
+        x = place ^ first
+        x = ((x ^ (x >> 16)) * 0x21F0AAAD) % 2**32
+        x = ((x ^ (x >> 15) ^ second) * 0x735A2D97) % 2**32
+        return x ^ (x >> 15)
+
+    torch.manual_seed(0)
+    for _ in range(3):
+        seeds = draw_seeds(torch.device("cpu"))
+        first, second = (word % 2**32 for word in seeds.tolist())
+        # as a signed word: half of all words are below zero, and so below every threshold from there on
+        words = [hashed(place, first, second) for place in range(200)]
+        wanted = [(word - 2**32 if word >= 2**31 else word) >= round(0.3 * 2**32) - 2**31 for word in words]
+        assert keep_places(seeds, 200, 0.3).tolist() == wanted
+
+
+def test_what_is_kept_does_not_tell_what_else_is() -> None:
+    torch.manual_seed(0)
+    places, dropout = 2**20, 0.1
+    one, other = (~keep_places(draw_seeds(torch.device("cpu")), places, dropout) for _ in range(2))
+    near = [(one[shift:] & one[:-shift]).double().mean().item() for shift in (1, 2, 16, 768)]
+    for both in (*near, (one & other).double().mean().item()):
+        assert both == pytest.approx(dropout**2, abs=5 * (dropout**2 / places) ** 0.5)
+    assert one.double().mean().item() == pytest.approx(dropout, abs=5 * (dropout / places) ** 0.5)
+
+
+def test_a_compiled_graph_draws_at_every_place_anew_and_drops_on_the_way_back_what_it_dropped() -> None:
+    def twice(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return dropout(x, 0.5), dropout(x, 0.5)
+
+    call = torch.compile(twice, fullgraph=True)
+    x = torch.rand(64, 96, generator=torch.Generator().manual_seed(0)).add_(1).requires_grad_()
+    torch.manual_seed(5)
+    one, other = call(x)
+    later, _ = call(x)
+    torch.manual_seed(5)
+    again, _ = call(x)
+    assert torch.equal(one, again)
+    for different in (other, later):
+        assert ((one == 0) & (different == 0)).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    (grad,) = torch.autograd.grad(one.sum() + 3 * other.sum(), x)
+    torch.testing.assert_close(grad, 2.0 * (one != 0) + 6.0 * (other != 0))
 
 
 def test_the_module_drops_while_training_alone() -> None:
