@@ -29,33 +29,31 @@ def test_dropout_takes_from_the_branch_alone_and_only_where_it_is_asked_for() ->
     assert not torch.allclose(dropped, still)
 
 
-# What the kernel dropped is seen in the sum that it keeps. The reference is the equation in float64 with the same.
+# The reference is the equation in float64, with what the hash in plain torch drops.
 CASES = """
 import torch
 from torch.nn import functional
 from ossicle.ops import residual_norm_triton as kernels
+from ossicle.ops.dropout_hash import draw_seeds, keep_places
 
 def check(device, dtype, tolerance):
     torch.manual_seed(0)
     kernels.PROGRAMS = 3  # so that each has several turns
     for frames, dim, dropout in ((7, 24, 0.0), (37, 40, 0.25)):
         x, grad = (torch.randn(frames, dim, dtype=torch.float64) for _ in range(2))
-        branch = 3 + torch.randn(frames, dim, dtype=torch.float64).abs()  # nowhere near zero: what is dropped is seen
+        branch = torch.randn(frames, dim, dtype=torch.float64)
         x, grad, branch = (value.to(dtype).double() for value in (x, grad, branch))
         weight, bias = torch.randn(dim, dtype=torch.float64), torch.randn(dim, dtype=torch.float64)
         given = [value.to(device, dtype) for value in (x, branch)]
         norms = [value.to(device, torch.float32) for value in (weight, bias)]
-        seed = torch.tensor([1234], device=device)
-        out, total, moments = kernels.forward(*given, *norms, seed, dropout, 1e-5)
-        kept = (total.double().cpu() - x).abs() > 0.5
-        share = 1 - kept.double().mean().item()
-        assert abs(share - dropout) < 4 * (dropout * (1 - dropout) / kept.numel()) ** 0.5 + 1e-9, share
-        if dropout:
-            assert len({tuple(row.tolist()) for row in kept[:4]}) > 1, 'frames of a group must not drop alike'
+        seeds = draw_seeds(torch.device(device))
+        out, total, moments = kernels.forward(*given, *norms, seeds, dropout, 1e-5)
+        kept = keep_places(seeds.cpu(), frames * dim, dropout).view(frames, dim)
+        assert kept.all() == (dropout == 0)
         leaves = [value.clone().requires_grad_() for value in (x, branch, weight, bias)]
         wanted = functional.layer_norm(leaves[0] + leaves[1] * kept / (1 - dropout), (dim,), *leaves[2:], 1e-5)
         wanted.backward(grad)
-        grads = kernels.backward(grad.to(device, dtype), total, moments, norms[0], seed, dropout)
+        grads = kernels.backward(grad.to(device, dtype), total, moments, norms[0], seeds, dropout)
         assert [value.dtype for value in (out, *grads)] == [dtype, dtype, dtype, torch.float32, torch.float32]
         for one, other in zip((out, *grads), (wanted, *(leaf.grad for leaf in leaves)), strict=True):
             one = one.double().cpu()
@@ -72,15 +70,13 @@ def test_the_kernels_equal_float64_in_tritons_interpreter(dtype: str, tolerance:
 
 
 @pytest.mark.parametrize("stored", ["*bf16", "*fp32"])
-def test_the_kernels_compile_for_a_gpu_that_is_not_here_and_draw_once_for_four_frames(stored: str) -> None:
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(stored: str) -> None:
     ours = pytest.importorskip("ossicle.ops.residual_norm_triton")
-    known = {"DIM": 768, "BLOCK_D": 1024, "DROPS": True}
-    kinds = {"seeds": "*i64", "frames": "i32", "dropout": "fp32", "epsilon": "fp32"}
-    kinds |= dict.fromkeys(("weight", "bias", "moments", "parts"), "*fp32")
+    known = {"DIM": 768, "BLOCK_D": 1024, "DROPS": True, "ROWS": 2}
+    kinds = {"seeds": "*i32", "frames": "i32", "threshold": "i32", "gain": "fp32", "epsilon": "fp32"}
+    kinds |= dict.fromkeys(("weight", "bias", "moments", "scale_parts", "shift_parts"), "*fp32")
     for kernel in (ours._forward_kernel, ours._backward_kernel):
-        code = compiled(kernel, known, kinds, stored, **ours.LAUNCH)["ptx"]
-        # ten rounds of two wide products for each of a thread's eight channels, once for all four frames
-        assert code.count("mul.hi.u32") + code.count("mul.wide.u32") <= 10 * 2 * 8 + 8
+        assert compiled(kernel, known, kinds, stored, **ours.LAUNCH)["cubin"]
 
 
 def test_shapes_and_types_are_known_without_a_gpu() -> None:
@@ -88,8 +84,8 @@ def test_shapes_and_types_are_known_without_a_gpu() -> None:
         x = torch.empty(6, 8, requires_grad=True)
         branch = torch.empty(6, 8, dtype=torch.bfloat16, requires_grad=True)
         weight, bias = torch.empty(8, requires_grad=True), torch.empty(8, requires_grad=True)
-        seed = torch.empty(1, dtype=torch.int64)
-    out = torch.ops.ossicle.residual_norm(x, branch, weight, bias, seed, 0.1, 1e-5)[0]
+        seeds = torch.empty(2, dtype=torch.int32)
+    out = torch.ops.ossicle.residual_norm(x, branch, weight, bias, seeds, 0.1, 1e-5)[0]
     assert (out.shape, out.dtype) == (branch.shape, torch.bfloat16)
     out.sum().backward()
     for leaf in (x, branch, weight, bias):

@@ -1,6 +1,6 @@
 """Bias and GELU as one operation: on a GPU the bias's gradient is summed by the kernel that makes the other's.
 
-Where torch.compile is at work the two are left to it: its own fusion took as long (docs/results/step_gpu.md).
+In compiled graphs too, where torch.compile would read everything once more for that sum (docs/results/step_gpu.md).
 """
 
 from typing import cast
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ossicle.core.shapes import Float
-from ossicle.ops.triton_kernels import refusal
+from ossicle.ops.triton_kernels import DTYPES, refusal
 
 
 def linear_gelu(
@@ -26,10 +26,11 @@ def linear_gelu(
     Returns:
         Shape (..., D), in autocast's type where that is on.
     """
-    if x.device.type != "cuda" or torch.compiler.is_compiling():
+    if x.device.type != "cuda":
         return functional.gelu(functional.linear(x, weight_DC, bias_D))
     product = functional.linear(x, weight_DC)
-    if refusal("bias and GELU", (product.dtype,)) is not None:
+    compiling = torch.compiler.is_compiling()  # where nothing can be logged, and triton is there
+    if product.dtype not in DTYPES if compiling else refusal("bias and GELU", (product.dtype,)) is not None:
         return functional.gelu(product + bias_D)
     return _forward(product.flatten(0, -2), bias_D).view(product.shape)
 

@@ -1,4 +1,4 @@
-# ty: ignore[invalid-argument-type]  kernels are compiled from their text, for which types are those on the device
+# ty: ignore[invalid-argument-type, missing-attribute]  kernels are compiled from their text, for which types are those on the device
 """Bias and GELU on a GPU: a Triton kernel there, and one back that sums the bias's gradient on its way."""
 
 from typing import Final
@@ -7,12 +7,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
-TILE_N: Final = 16
-TILE_D: Final = 256
-LAUNCH: Final = {"num_warps": 8}
-PROGRAMS: Final = 1056
-"""Programs of the way back, eight for each multiprocessor of an H100: each sums over its frames first."""
+TILE_N: Final = 2
+TILE_D: Final = 1024
+LAUNCH: Final = {"num_warps": 4}
+PROGRAMS: Final = 924
+"""Programs of the way back, seven for each multiprocessor of an H100: each sums over its frames first."""
 
 
 def forward(x_ND: Tensor, bias_D: Tensor) -> Tensor:
@@ -52,18 +53,53 @@ def normal(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     return tl.where(x < 0, beyond, 1.0 - beyond), bell
 
 
-@triton.jit
-def gelu(x: tl.tensor) -> tl.tensor:
-    """A value times the normal distribution's function (arXiv 1606.08415)."""
-    below, _ = normal(x)
-    return x * below
+if knobs.runtime.interpret:  # which has no instructions of a GPU
+
+    @triton.jit
+    def _tanh(x: tl.tensor) -> tl.tensor:
+        return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+else:
+
+    @triton.jit
+    def _tanh(x: tl.tensor) -> tl.tensor:
+        """One instruction, within 5e-4 of the value (PTX ISA, tanh.approx.f32)."""
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
-def gelu_slope(x: tl.tensor) -> tl.tensor:
-    """The derivative of GELU: the distribution, and x times its density."""
-    below, bell = normal(x)
-    return below + x * 0.3989422804014327 * bell
+def short_normal(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The normal distribution's function and its density, in what 16 bits can hold of them.
+
+    The function is 1/2 + tanh/2 of what is odd and nearly a polynomial. Of degree five, fitted to the least error of
+    GELU and of its slope over all x, it leaves 2.6e-5 and 1.1e-4, with a third of the instructions of :func:`normal`.
+    Past six deviations the polynomial is held: the function is 0 or 1 there.
+    """
+    square = tl.minimum(x * x, 36.0)
+    bent = _tanh(x * (0.797507885 + square * (0.0370056462 - 0.000351516809 * square)))
+    slope = 0.3987539425 + square * (0.0555084693 - 0.00087879202 * square)
+    return 0.5 + 0.5 * bent, (1.0 - bent * bent) * slope
+
+
+@triton.jit
+def gelu(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """A value times the normal distribution's function (arXiv 1606.08415), as exact as the type of the result asks."""
+    if dtype.primitive_bitwidth == 16:
+        below, _ = short_normal(x)
+    else:
+        below, _ = normal(x)
+    return (x * below).to(dtype)
+
+
+@triton.jit
+def gelu_slope(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """The derivative of GELU, float32: the distribution, and x times its density."""
+    if dtype.primitive_bitwidth == 16:
+        below, density = short_normal(x)
+    else:
+        below, bell = normal(x)
+        density = 0.3989422804014327 * bell
+    return below + x * density
 
 
 @triton.jit
@@ -82,7 +118,7 @@ def _forward_kernel(  # noqa: PLR0917
     place = n[:, None] * DIM + d[None, :]
     shift = tl.load(bias + d, mask=d < DIM, other=0.0).to(tl.float32)
     value = tl.load(x + place, mask=there, other=0.0).to(tl.float32) + shift[None, :]
-    tl.store(out + place, gelu(value).to(out.dtype.element_ty), mask=there)
+    tl.store(out + place, gelu(value, out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -107,7 +143,7 @@ def _backward_kernel(  # noqa: PLR0917
         place = n[:, None] * DIM + d[None, :]
         arrived = tl.load(grad + place, mask=there, other=0.0).to(tl.float32)
         value = tl.load(x + place, mask=there, other=0.0).to(tl.float32) + shift[None, :]
-        onward = arrived * gelu_slope(value)
+        onward = arrived * gelu_slope(value, x_grad.dtype.element_ty)
         tl.store(x_grad + place, onward.to(x_grad.dtype.element_ty), mask=there)
         total += tl.sum(onward, 0)
     tl.store(sums + part * DIM + d, total, mask=d < DIM)

@@ -1,7 +1,7 @@
 """Layer norm of a residual sum whose branch is dropped out: what stands around every branch of a post-norm block.
 
-On a GPU the three are one Triton kernel there and one back, which keep the rounded sum and draw the dropout again.
-Where torch.compile is at work they are left to it: its own fusion took as long (docs/results/step_gpu.md).
+On a GPU the three are one Triton kernel there and one back, which keep the rounded sum and draw the dropout again; in
+compiled graphs too (docs/results/step_gpu.md).
 """
 
 from typing import cast
@@ -13,7 +13,8 @@ from torch.nn import functional
 from ossicle.core.shapes import Float
 from ossicle.ops.autocast import autocast_dtype
 from ossicle.ops.dropout import dropout as drop
-from ossicle.ops.triton_kernels import refusal
+from ossicle.ops.dropout_hash import PLACES, draw_seeds
+from ossicle.ops.triton_kernels import DTYPES, refusal
 
 _WIDEST = 8192
 """Channels that a program can hold of a frame: more would not fit into its registers."""
@@ -42,16 +43,26 @@ def residual_norm(
         Shape (..., D), of autocast's type where that is on. Mean, variance and their use are float32 or wider.
     """
     dim = x.shape[-1]
-    on_gpu = x.device.type == "cuda" and not torch.compiler.is_compiling()
-    wide = None if dim <= _WIDEST else f"they hold {_WIDEST} channels of a frame at once, not {dim}"
-    if not on_gpu or refusal("dropout, sum and norm", (x.dtype, branch.dtype), wide) is not None:
+    if x.device.type != "cuda" or _refused(x, branch):
         return residual_norm_reference(x, branch, weight_D, bias_D, dropout=dropout, epsilon=epsilon)
     mixed = autocast_dtype(x.device.type)
     branch = branch if mixed is None else branch.to(mixed)
-    # drawn from the default generator, as dropout's own numbers are; the kernels make theirs from it
-    seed_1 = torch.randint(2**31, (1,), dtype=torch.int64, device=x.device)
-    normed_ND, _, _ = _forward(x.reshape(-1, dim), branch.reshape(-1, dim), weight_D, bias_D, seed_1, dropout, epsilon)
+    seeds_2 = draw_seeds(x.device)
+    normed_ND, _, _ = _forward(x.reshape(-1, dim), branch.reshape(-1, dim), weight_D, bias_D, seeds_2, dropout, epsilon)
     return normed_ND.view(branch.shape)
+
+
+def _refused(x: Tensor, branch: Tensor) -> bool:
+    """Whether the kernels cannot serve."""
+    problem = None
+    if x.shape[-1] > _WIDEST:
+        problem = f"they hold {_WIDEST} channels of a frame at once, not {x.shape[-1]}"
+    elif x.numel() >= PLACES:
+        problem = f"{x.numel()} values are more than their places can be told"
+    dtypes = (x.dtype, branch.dtype)
+    if torch.compiler.is_compiling():  # where nothing can be logged, and triton is there
+        return problem is not None or not set(dtypes) <= set(DTYPES)
+    return refusal("dropout, sum and norm", dtypes, problem) is not None
 
 
 def residual_norm_reference(
@@ -72,13 +83,13 @@ def residual_norm_reference(
 
 @torch.library.custom_op("ossicle::residual_norm", mutates_args=())
 def _forward(  # noqa: PLR0917
-    x_ND: Tensor, branch_ND: Tensor, weight_D: Tensor, bias_D: Tensor, seed_1: Tensor, dropout: float, epsilon: float
+    x_ND: Tensor, branch_ND: Tensor, weight_D: Tensor, bias_D: Tensor, seeds_2: Tensor, dropout: float, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Only here: triton is slow to import, and CPU runs need none of it.
     from ossicle.ops import residual_norm_triton  # noqa: PLC0415
 
     return residual_norm_triton.forward(
-        x_ND.contiguous(), branch_ND.contiguous(), weight_D, bias_D, seed_1, dropout, epsilon
+        x_ND.contiguous(), branch_ND.contiguous(), weight_D, bias_D, seeds_2, dropout, epsilon
     )
 
 
@@ -88,7 +99,7 @@ def _forward_shapes(  # noqa: PLR0917
     branch_ND: Tensor,
     weight_D: Tensor,  # noqa: ARG001
     bias_D: Tensor,  # noqa: ARG001
-    seed_1: Tensor,  # noqa: ARG001
+    seeds_2: Tensor,  # noqa: ARG001
     dropout: float,  # noqa: ARG001
     epsilon: float,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,11 +109,11 @@ def _forward_shapes(  # noqa: PLR0917
 
 @torch.library.custom_op("ossicle::residual_norm_backward", mutates_args=())
 def _backward(  # noqa: PLR0917
-    grad_ND: Tensor, sum_ND: Tensor, moments_N2: Tensor, weight_D: Tensor, seed_1: Tensor, dropout: float
+    grad_ND: Tensor, sum_ND: Tensor, moments_N2: Tensor, weight_D: Tensor, seeds_2: Tensor, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ossicle.ops import residual_norm_triton  # noqa: PLC0415
 
-    return residual_norm_triton.backward(grad_ND.contiguous(), sum_ND, moments_N2, weight_D, seed_1, dropout)
+    return residual_norm_triton.backward(grad_ND.contiguous(), sum_ND, moments_N2, weight_D, seeds_2, dropout)
 
 
 @_backward.register_fake
@@ -111,7 +122,7 @@ def _backward_shapes(  # noqa: PLR0917
     sum_ND: Tensor,
     moments_N2: Tensor,  # noqa: ARG001
     weight_D: Tensor,
-    seed_1: Tensor,  # noqa: ARG001
+    seeds_2: Tensor,  # noqa: ARG001
     dropout: float,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
@@ -127,10 +138,10 @@ _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float, float]
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: _Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     """Keep the sum and each frame's moments: what was dropped is drawn again."""
-    _, _, weight_D, _, seed_1, dropout, _ = inputs
+    _, _, weight_D, _, seeds_2, dropout, _ = inputs
     _, sum_ND, moments_N2 = output
     ctx.mark_non_differentiable(sum_ND, moments_N2)
-    ctx.save_for_backward(sum_ND, moments_N2, weight_D, seed_1)
+    ctx.save_for_backward(sum_ND, moments_N2, weight_D, seeds_2)
     setattr(ctx, "dropout", dropout)  # noqa: B010
 
 

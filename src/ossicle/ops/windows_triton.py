@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ossicle.ops.gelu_triton import gelu, gelu_slope
 
-BLOCK_T: Final = 64
+FORWARD_BLOCK_T: Final = 64
+BACKWARD_BLOCK_T: Final = 32
 BLOCK_C: Final = 128
 TILES_PER_PROGRAM: Final = 32
 """Tiles of frames that a program of the way back sums over before its sums are written."""
@@ -24,7 +25,7 @@ def forward(waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: i
     rows, taps, channels = filters_BKC.shape
     frames = waveform_BS.shape[1] // stride
     out_BTC = filters_BKC.new_empty(rows, frames, channels)
-    _forward_kernel[(triton.cdiv(frames, BLOCK_T), rows)](
+    _forward_kernel[(triton.cdiv(frames, FORWARD_BLOCK_T), rows)](
         waveform_BS.contiguous(),
         _with_bias(filters_BKC, bias_BC),
         out_BTC,
@@ -33,6 +34,7 @@ def forward(waveform_BS: Tensor, filters_BKC: Tensor, bias_BC: Tensor, stride: i
         STRIDE=stride,
         TAPS=taps,
         CHANNELS=channels,
+        BLOCK_T=FORWARD_BLOCK_T,
         **tiles(taps, channels),
     )
     return out_BTC
@@ -45,7 +47,7 @@ def backward(
     rows, frames, channels = grad_BTC.shape
     taps = filters_BKC.shape[1]
     sizes = tiles(taps, channels)
-    parts = triton.cdiv(frames, BLOCK_T * TILES_PER_PROGRAM)
+    parts = triton.cdiv(frames, BACKWARD_BLOCK_T * TILES_PER_PROGRAM)
     sums_BPKC = torch.empty(rows, parts, taps + 1, channels, dtype=torch.float32, device=grad_BTC.device)
     _backward_kernel[(triton.cdiv(channels, sizes["BLOCK_C"]), parts, rows)](
         grad_BTC,
@@ -58,6 +60,7 @@ def backward(
         TAPS=taps,
         CHANNELS=channels,
         TILES=TILES_PER_PROGRAM,
+        BLOCK_T=BACKWARD_BLOCK_T,
         **sizes,
     )
     sums_BKC = sums_BPKC.sum(1).to(filters_BKC.dtype)
@@ -71,7 +74,6 @@ def _with_bias(filters_BKC: Tensor, bias_BC: Tensor) -> Tensor:
 def tiles(taps: int, channels: int) -> dict[str, int | str]:
     """Sizes of the tiles, and TF32 products where the user lets torch's own take them."""
     return {
-        "BLOCK_T": BLOCK_T,
         "BLOCK_K": max(16, triton.next_power_of_2(taps + 1)),  # the fewest that a tensor core takes
         "BLOCK_C": max(16, min(BLOCK_C, triton.next_power_of_2(channels))),
         "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
@@ -122,7 +124,7 @@ def _forward_kernel(  # noqa: PLR0917
         weight = tl.load(filters + place, mask=(k <= TAPS)[:, None] & (c < CHANNELS)[None, :], other=0.0)
         x = tl.dot(window, weight, input_precision=PRECISION)
         there = (t < frames)[:, None] & (c < CHANNELS)[None, :]
-        tl.store(out + (row * frames + t[:, None]) * CHANNELS + c[None, :], gelu(x).to(dtype), mask=there)
+        tl.store(out + (row * frames + t[:, None]) * CHANNELS + c[None, :], gelu(x, dtype), mask=there)
 
 
 @triton.jit
@@ -156,7 +158,7 @@ def _backward_kernel(  # noqa: PLR0917
         x = tl.dot(window, weight, input_precision=PRECISION)
         there = (t < frames)[:, None] & (c < CHANNELS)[None, :]
         arrived = tl.load(grad + (row * frames + t[:, None]) * CHANNELS + c[None, :], mask=there, other=0.0)
-        onward = (arrived.to(tl.float32) * gelu_slope(x)).to(dtype)
+        onward = (arrived.to(tl.float32) * gelu_slope(x, dtype)).to(dtype)
         total = tl.dot(tl.trans(window), onward, total, input_precision=PRECISION)
     place = ((row * tl.num_programs(1) + part) * (TAPS + 1) + k[:, None]) * CHANNELS + c[None, :]
     tl.store(sums + place, total, mask=known)
