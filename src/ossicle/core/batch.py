@@ -1,7 +1,7 @@
 """What the data floor hands to a system, and what an encoder and an objective hand back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -38,29 +38,16 @@ class Batch:
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
         """The same batch on another device."""
-        labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=non_blocking)
-        clean = None if self.clean_BS is None else self.clean_BS.to(device, non_blocking=non_blocking)
-        return replace(
-            self,
-            waveform_BS=self.waveform_BS.to(device, non_blocking=non_blocking),
-            ids_B=self.ids_B.to(device, non_blocking=non_blocking),
-            starts_B=self.starts_B.to(device, non_blocking=non_blocking),
-            labels_BT=labels,
-            clean_BS=clean,
-        )
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in self.tensors().items()})
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory, for copies that overlap with compute."""
-        labels = None if self.labels_BT is None else self.labels_BT.pin_memory()
-        clean = None if self.clean_BS is None else self.clean_BS.pin_memory()
-        return replace(
-            self,
-            waveform_BS=self.waveform_BS.pin_memory(),
-            ids_B=self.ids_B.pin_memory(),
-            starts_B=self.starts_B.pin_memory(),
-            labels_BT=labels,
-            clean_BS=clean,
-        )
+        return replace(self, **{name: x.pin_memory() for name, x in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, without those that it has not."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True, slots=True)

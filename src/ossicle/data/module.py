@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -24,6 +23,7 @@ from ossicle.data.plan import Plan, PlannedSequence
 from ossicle.data.quarantine import Quarantine
 from ossicle.data.reader import BatchReader
 from ossicle.data.store import Storage
+from ossicle.data.transfer import BatchModule
 
 _AHEAD = 1024  # batches that a loader may give before one is trained on
 
@@ -68,7 +68,7 @@ class Heard:
             self.samples[self._numbers[part][language]] += samples
 
 
-class PlannedModule(LightningDataModule):
+class PlannedModule(BatchModule):
     """Planned batches, resumable at any batch on any number of ranks.
 
     The position is counted by the system, which calls :meth:`advance` for each batch that it has trained on: what a

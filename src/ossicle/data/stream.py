@@ -11,7 +11,6 @@ from typing import TypedDict
 
 import numpy as np
 import torch.distributed as dist
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -29,6 +28,7 @@ from ossicle.data.quarantine import Quarantine
 from ossicle.data.sources import Sources, closed_well
 from ossicle.data.store import Storage
 from ossicle.data.streaming import Drawn, StreamLoader, Streams, measure
+from ossicle.data.transfer import BatchModule
 
 _QUANTUM = 320  # samples: crops are multiples of it
 _AHEAD = 1024  # batches that a loader may give before one is trained on
@@ -52,7 +52,7 @@ class StreamPosition(TypedDict):
     streams: StreamState
 
 
-class StreamData(LightningDataModule):
+class StreamData(BatchModule):
     """Tars of audio in streams, shuffled, cropped and batched in static shapes; a run resumes to the shard.
 
     Without an index nothing is planned: ranks share the shards and not the batches, and an utterance's neighbours in a
