@@ -96,7 +96,7 @@ def _blocks(model: nn.Module, wish: str) -> nn.ModuleList:
 
 
 def compile_blocks(model: nn.Module, backend: str, mode: str = "default") -> None:
-    """Compile each block of a model's encoder, and its positions, in place: the keys of its weights stay as they are.
+    """Compile each block of a model's encoder, its positions and the norms before it, in place: keys stay as they are.
 
     Args:
         model: The model.
@@ -107,9 +107,12 @@ def compile_blocks(model: nn.Module, backend: str, mode: str = "default") -> Non
         ConfigError: The encoder has no list of blocks.
     """
     parts = list(_blocks(model, "compile=true"))
-    position = getattr(model.encoder, "position", None)
-    if isinstance(position, nn.Module):
-        parts.append(position)
+    single = (
+        getattr(model.encoder, "position", None),
+        getattr(model.encoder, "norm", None),
+        getattr(model, "norm", None),
+    )
+    parts += [part for part in single if isinstance(part, nn.Module)]
     for part in parts:
         part.compile(backend=backend, **({"mode": mode} if backend == "inductor" else {}))
 
