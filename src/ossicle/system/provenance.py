@@ -6,8 +6,12 @@ from pathlib import Path
 
 
 def code_version() -> dict[str, str | None]:
-    """The package's version, and the commit where it runs from a checkout of its own."""
-    return {"version": metadata.version("ossicle"), "commit": _commit(Path(__file__).resolve().parents[3])}
+    """The package's version, None where it runs without being installed, and the commit of a checkout of its own."""
+    try:
+        version = metadata.version("ossicle")
+    except metadata.PackageNotFoundError:
+        version = None
+    return {"version": version, "commit": _commit(Path(__file__).resolve().parents[3])}
 
 
 def _commit(checkout: Path) -> str | None:
