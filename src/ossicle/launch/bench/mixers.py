@@ -85,45 +85,63 @@ def factory(name: str, settings: Settings, frames: int) -> MixerFactory:
 
 
 def measure(name: str, lengths: Sequence[int], settings: Settings) -> tuple[list[Point], str | None]:
-    """A mixer at growing lengths, in a process of its own, which it may exhaust.
+    """A mixer at growing lengths: on a CPU in a process of its own, which it may exhaust.
+
+    A GPU's memory is counted by its allocator, and what does not fit is refused there, so that no process is started
+    for it, which takes longer than the measurement.
 
     Returns:
         Its points, and why it was stopped before the last length, or None.
     """
+    if settings.device == "cuda":
+        told: list[Point | str | None] = []
+        _run(name, lengths, settings, told.append)
+        torch.cuda.empty_cache()
+    else:
+        told = _told_apart(name, lengths, settings)
+    *points, stopped = told
+    assert not isinstance(stopped, Point)
+    return [point for point in points if isinstance(point, Point)], stopped
+
+
+def _told_apart(name: str, lengths: Sequence[int], settings: Settings) -> list[Point | str | None]:
+    """What a process of its own told: points, and at the end why there are no more."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, lengths, settings, theirs))
+    process = multiprocessing.get_context("spawn").Process(target=_run_apart, args=(name, lengths, settings, theirs))
     process.start()
     theirs.close()
-    points: list[Point] = []
+    told: list[Point | str | None] = []
     try:
-        while True:
-            told = ours.recv()
-            if not isinstance(told, Point):
-                process.join()
-                return points, told
-            points.append(told)
+        while not told or isinstance(told[-1], Point):
+            told.append(ours.recv())
     except EOFError:
         process.join()
-        return points, f"its process ended with {process.exitcode}: out of memory, most likely"
+        return [*told, f"its process ended with {process.exitcode}: out of memory, most likely"]
+    process.join()
+    return told
 
 
-def _run(name: str, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
-    if settings.device == "cpu":
-        keep_memory()  # as ossicle pretrain does: else the system clears every large tensor anew, and that is measured
+def _run_apart(name: str, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
+    keep_memory()  # as ossicle pretrain does: else the system clears every large tensor anew, and that is measured
     torch.set_num_threads(settings.threads)
+    _run(name, lengths, settings, line.send)
+
+
+def _run(name: str, lengths: Sequence[int], settings: Settings, tell: Callable[[Point | str | None], None]) -> None:
+    """Tell every point, and at the end why there are no more, or None."""
     try:
         points: list[Point] = []
         for frames, following in zip(lengths, [*lengths[1:], None], strict=True):
             points.append(_point(name, frames, settings))
-            line.send(points[-1])
+            tell(points[-1])
             stopped = None if following is None else beyond(points, following, settings)
             if stopped is not None or following is None:
-                line.send(stopped)
+                tell(stopped)
                 return
     except MissingExtraError as error:
-        line.send(f"{error.problem}: {error.mend}")
+        tell(f"{error.problem}: {error.mend}")
     except (OssicleError, torch.OutOfMemoryError, MemoryError) as error:
-        line.send(f"{type(error).__name__}: {error}".splitlines()[0])
+        tell(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def beyond(points: Sequence[Point], following: int, settings: Settings) -> str | None:

@@ -253,6 +253,8 @@ def play(build: Builder, work: StepWork, line: Connection, method: str) -> None:
         first_step_s = time.perf_counter() - began
         for _ in range(work.warmup):
             subject.step()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the next system's first steps need the memory
         start = Start(subject.facts(), device_name(device), first_step_s)
         line.send(None)
         while True:
