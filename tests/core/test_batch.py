@@ -1,4 +1,8 @@
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
 import torch
+from torch.multiprocessing import reductions
 
 from ossicle.core.batch import Batch
 
@@ -23,3 +27,25 @@ def test_the_clean_waveform_moves_with_the_batch_and_is_the_speech_where_there_i
     augmented = Batch(torch.zeros(2, 8), 0, index, index, clean_BS=torch.ones(2, 8))
     assert augmented.speech is augmented.clean_BS
     assert augmented.to(torch.device("meta")).speech.device.type == "meta"
+
+
+def test_a_batch_goes_to_another_process_whole_and_shares_no_more_than_its_audio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared: list[int] = []
+    share = reductions.reduce_storage
+
+    def counted(storage: torch.UntypedStorage) -> object:
+        shared.append(storage.nbytes())
+        return share(storage)
+
+    monkeypatch.setitem(ForkingPickler._extra_reducers, torch.UntypedStorage, counted)
+    index = torch.arange(4)
+    batch = Batch(torch.randn(4, 16_000), 9, index, index + 1, torch.ones(4, 49, dtype=torch.int64))
+    sent = bytes(ForkingPickler.dumps(batch))
+    assert shared == [4 * 16_000 * 4]
+    arrived = ForkingPickler.loads(sent)
+    assert (arrived.position, arrived.clean_BS) == (9, None)
+    for name, tensor in batch.tensors().items():
+        assert torch.equal(arrived.tensors()[name], tensor)
+        assert arrived.tensors()[name].dtype == tensor.dtype

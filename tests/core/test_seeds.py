@@ -1,6 +1,9 @@
+import traceback
+
+import pytest
 import torch
 
-from ossicle.core.seeds import derive_seed, generator, numpy_generator
+from ossicle.core.seeds import derive_seed, generator, numpy_generator, seed_default_generators
 
 
 def draw(*args: int | str) -> list[float]:
@@ -35,3 +38,22 @@ def test_seeds_are_those_of_every_machine() -> None:
 def test_numpy_draws_by_its_parts() -> None:
     assert numpy_generator(0, "order", 1).random() == numpy_generator(0, "order", 1).random()
     assert numpy_generator(0, "order", 1).random() != numpy_generator(0, "order", 2).random()
+
+
+def test_default_generators_draw_as_torch_would_seed_them_and_no_stack_is_written_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(2**62 + 5)
+    expected = torch.rand(3)
+    monkeypatch.setattr(traceback, "format_stack", lambda *_: pytest.fail("a stack was written down"))
+    seed_default_generators(2**62 + 5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_default_generator_is_seeded_too() -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3, device="cuda")
+    seed_default_generators(11, torch.device("cuda"))
+    assert torch.equal(torch.rand(3, device="cuda"), expected)

@@ -1,13 +1,17 @@
 """What the data floor hands to a system, and what an encoder and an objective hand back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ossicle.core.metrics import Metric
+
+_IN_A_MESSAGE: Final = 2**16
+"""Bytes of a tensor that are sent and not shared: what a pipe holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,24 @@ class Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name, without those that it has not."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self._values().items() if isinstance(value, Tensor)}
+
+    def _values(self) -> dict[str, object]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, object]], "Batch"], tuple[dict[str, object]]]:
+        """What goes from process to process: small tensors in the message itself.
+
+        Each tensor in shared memory takes a connection of its own, with its handshake, to the process that made it.
+        """
+        small = {name: x.numpy() for name, x in self.tensors().items() if x.is_cpu and x.nbytes <= _IN_A_MESSAGE}
+        return _unpacked, (self._values() | small,)
+
+
+def _unpacked(values: dict[str, Any]) -> Batch:
+    """The batch that was sent."""
+    whole: dict[str, Any] = {n: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for n, x in values.items()}
+    return Batch(**whole)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,17 @@ def generator(seed: int, step: int, rank: int, purpose: str, device: torch.devic
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, step, rank))
 
 
+def seed_default_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's default generators of the host and of a device, as :func:`torch.manual_seed` does for all there are.
+
+    That one writes down the stack for each kind of accelerator that is not there: milliseconds in every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 def numpy_generator(seed: int, *parts: int | str) -> np.random.Generator:
     """A fresh numpy generator (Philox) for the same use on the host."""
     return np.random.Generator(np.random.Philox(derive_seed(seed, *parts)))

@@ -14,7 +14,7 @@ from ossicle.augmentation.base import Augmentation
 from ossicle.augmentation.identity import Identity
 from ossicle.core.batch import Batch
 from ossicle.core.metrics import Mean, Metric, flatten, unflatten
-from ossicle.core.seeds import derive_seed
+from ossicle.core.seeds import derive_seed, seed_default_generators
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.meter.throughput import Throughput
 from ossicle.objective.base import Objective
@@ -122,7 +122,7 @@ class Pretraining(LightningModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout and layerdrop draw from the default generators; what they draw depends on the batch alone.
-        torch.manual_seed(derive_seed(self.seed, "dropout", batch.position))
+        seed_default_generators(derive_seed(self.seed, "dropout", batch.position), self.device)
         self.execution.begin_step()
         self.model.anneal(self.global_step)
         batch = self.augmentation(batch, seed=self.seed)
