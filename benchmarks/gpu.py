@@ -28,11 +28,13 @@ STEP = (
 """How HuBERT Base may be run, the first being what the ratios are to."""
 FAMILIES = (
     "hubert_base", "melhubert", "fast_hubert", "sew_small", "summary_mixing_wav2vec2", "wav2vec2_base",
-    "data2vec2_base", "best_rq", "spiral_base", "essl",
+    "best_rq", "spiral_base", "essl", "mr_hubert", "data2vec_base",
 )  # fmt: skip
 """Experiments whose papers claim a speed."""
-
-
+WIDE = ("hubert_base", "data2vec2_base")
+"""Such as need more memory than the others, and what they stand beside."""
+EVERY = "[ossicle,transformers,transformers_wav2vec2,torchaudio,minimal_hubert]"
+"""Systems of the table of peers."""
 RECORDS = "RECORDS"
 """Stands in a command where the path of its records is to be."""
 
@@ -48,9 +50,11 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
         ("crop_s=1", ["steps=1", "rounds=1", "warmup=0"]) if small else ("crop_s=15.6", ["steps=8", "rounds=2"])
     )
     on = [f"device={device}", crop, *often]
-    sizes = ["sizes={dim: 16, layers: 1, heads: 2, ffn_dim: 32, conv_dim: 16}", "systems=[ossicle]"] if small else []
+    sizes = ["sizes={dim: 16, layers: 1, heads: 2, ffn_dim: 32, conv_dim: 16}"] if small else []
     told = "[" + ",".join(json.dumps(name) for name in (("hubert_tiny",) if small else STEP)) + "]"
-    families = f"[{','.join(('hubert_tiny', 'best_rq_tiny') if small else FAMILIES)}]"
+    families, wide = (
+        f"[{','.join(names)}]" for names in ((("hubert_tiny", "best_rq_tiny"),) * 2 if small else (FAMILIES, WIDE))
+    )
     # in one process: the tests share one GPU
     tests = [
         sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-m", "gpu",
@@ -60,25 +64,28 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
         "tests": (150, [*tests, "-x", "tests/ops"]),
         "all_tests": (240, tests),
     }
-    for batch in (1,) if small else (11, 64):
-        found[f"step_{batch}"] = (180, ossicle("step", f"experiments={told}", f"batch={batch}", *on))
+    fast = "[ossicle,minimal_hubert]"  # the two that all others are behind, and that fit at every batch
+    settings = ((1, "[false]", "[ossicle]"),) if small else (
+        (64, "[true]", fast), (11, "[reduce-overhead,true,false]", EVERY), (32, "[true,false]", EVERY),
+    )  # fmt: skip
+    for batch, compiled, systems in settings:
         peers = [
-            "precision=bfloat16", "compile=[false]" if small else "compile=[false,true,reduce-overhead]",
-            f"batch={batch}", *sizes, *on,
+            "precision=bfloat16", f"compile={compiled}", f"batch={batch}", *sizes, *on, f"systems={systems}",
         ]  # fmt: skip
-        if small:
-            found[f"peers_{batch}"] = (180, ossicle("peers", *peers))
-        elif batch < 64:
-            found[f"peers_{batch}"] = (200, ossicle("peers", *peers, "together=true"))
-        else:  # two of them do not fit into 80 GB beside each other
-            for system in ("ossicle", "minimal_hubert"):
-                found[f"peers_{batch}_{system}"] = (120, ossicle("peers", *peers, f"systems=[{system}]"))
+        found[f"peers_{batch}"] = (250, ossicle("peers", *peers, *([] if small or batch > 11 else ["together=true"])))
     trained = ["--device", device, "--work", f"{tempfile.gettempdir()}/trainer", "--out", RECORDS]
     trained += ["--crop-s=1", "--batch=2", "--steps=1", "--workers=0", "experiment=hubert_tiny"] if small else []
     trained += [] if small else ["--batch=64", "--workers=8", "experiment=hubert_base", "compile=true"]
     found["trainer"] = (400 if small else 150, [sys.executable, "benchmarks/trainer.py", *trained])
-    found["families"] = (240, ossicle("step", f"experiments={families}", f"batch={1 if small else 16}", *on))
-    lengths = ["lengths=[50,100]", "mixers=[attention,summary]", "dim=16", "heads=2", "repeats=1"] if small else []
+    alone = [*on, "apart=false"]
+    found["families"] = (200, ossicle("step", f"experiments={families}", f"batch={1 if small else 64}", *alone))
+    found["families_wide"] = (60, ossicle("step", f"experiments={wide}", f"batch={1 if small else 32}", *alone))
+    found["step"] = (180, ossicle("step", f"experiments={told}", f"batch={1 if small else 64}", *alone))
+    lengths = (
+        ["lengths=[50,100]", "mixers=[attention,summary]", "dim=16", "heads=2", "repeats=1"]
+        if small
+        else ["rows=8", "max_s=2", "max_gb=50"]
+    )
     found["mixers"] = (240, ossicle("mixer", f"device={device}", "precision=bfloat16", *lengths))
     return found
 

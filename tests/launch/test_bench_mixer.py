@@ -37,6 +37,13 @@ def test_a_mixer_that_needs_too_much_is_stopped_with_the_reason() -> None:
     assert "20 frames took" in stopped
 
 
+@pytest.mark.parametrize("name", ["attention", "gru", "ligru", "polynomial"])
+def test_in_bf16_a_mixer_runs_as_it_does_in_training(name: str) -> None:
+    points, stopped = measure(name, [20, 40], dataclasses.replace(SETTINGS, dtype=torch.bfloat16))
+    assert stopped is None
+    assert [point.frames for point in points] == [20, 40]
+
+
 def test_the_next_length_is_foreseen_from_the_last_two() -> None:
     linear = [Point(frames, 0.0, frames / 1000, frames * 10**6, 0) for frames in (500, 1000)]
     square = [Point(frames, 0.0, (frames / 1000) ** 2, frames**2 * 1000, 0) for frames in (500, 1000)]

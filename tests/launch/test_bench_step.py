@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from ossicle.core.batch import Batch
 from ossicle.core.errors import ConfigError
 from ossicle.launch.bench.bare import BareStep, RandomData, experiment_of
+from ossicle.launch.bench.records import record
 from ossicle.launch.bench.rounds import Round
-from ossicle.launch.bench.steps import Facts, Measured, Start, StepWork, Subject, Turn, record, take_turns
+from ossicle.launch.bench.steps import Facts, Measured, Start, StepWork, Subject, Turn, alone, take_turns
 from ossicle.launch.bench_step import check_parts
 from ossicle.launch.config import compose, groups
 from ossicle.launch.experiment import resolved
@@ -50,6 +51,19 @@ def refusing(_work: StepWork) -> Subject:
 
 def breaking(_work: StepWork) -> Subject:
     raise RuntimeError("no kernel\nsecond line")
+
+
+def test_in_one_process_a_system_is_measured_or_says_why_not() -> None:
+    found = alone(Slow, WORK, steps=3, rounds=2)
+    assert found.start is not None
+    assert [turn.round.batches for turn in found.turns] == [3, 3]
+    assert record("slow", found, WORK)["audio_s_per_s"] > 0
+    reasons = [
+        alone(build, WORK, steps=1, rounds=1).absent for build in (refusing, breaking, partial(Slow, loss=1e400))
+    ]
+    assert reasons == [
+        "it has no such size: take another", "RuntimeError: no kernel", "its loss is not a number",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -73,7 +73,8 @@ def measure(chosen: list[str], shape: "Shape", work: "StepWork", config: Config)
         work: What all are asked for.
         config: How long they are measured.
     """
-    from ossicle.launch.bench.steps import record, take_turns, versions
+    from ossicle.launch.bench.records import record, versions
+    from ossicle.launch.bench.steps import take_turns
 
     known = systems()
     builders = {name: partial(known[name], shape) for name in chosen}

@@ -15,7 +15,7 @@ from ossicle.launch.experiment import resolved
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ossicle.launch.bench.steps import Builder, StepWork
+    from ossicle.launch.bench.steps import Builder, Measured, StepWork
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ def task(cfg: "DictConfig") -> list[Record]:
     """Measure what the config names, print the table, and write the records where ``out`` says."""
     from ossicle.core.files import write_json
     from ossicle.launch.bench.bare import BareStep
-    from ossicle.launch.bench.steps import record, take_turns, versions
+    from ossicle.launch.bench.records import record, versions
+    from ossicle.launch.bench.steps import alone, take_turns
 
     config = resolved(cfg)
     work = work_of(config)
@@ -35,18 +36,26 @@ def task(cfg: "DictConfig") -> list[Record]:
         check_parts(composition, name)
     log.info("%d steps in each of %d turns of %s", config["steps"], config["rounds"], ", ".join(compositions))
     builders: dict[str, Builder] = {name: partial(BareStep, part) for name, part in compositions.items()}
-    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"], together=config["together"])
-    # ratios are to the first composition; what stands beside Ossicle is measured by bench peers
-    records: list[Record] = [
-        {**record("ossicle", result, work), "experiment": name, "versions": versions()}
-        for name, result in found.items()
-    ]
-    base = records[0]["audio_s_per_s"]
-    for each in records:
-        each["ratio"] = each["audio_s_per_s"] / base if base and each["audio_s_per_s"] else None
+    records: list[Record] = []
+
+    def tell(found: "Mapping[str, Measured]") -> None:
+        """Add records; ratios are to the first composition: what stands beside Ossicle is measured by bench peers."""
+        for name, result in found.items():
+            each: Record = {**record("ossicle", result, work), "experiment": name, "versions": versions()}
+            records.append(each)
+            base = records[0]["audio_s_per_s"]
+            each["ratio"] = each["audio_s_per_s"] / base if base and each["audio_s_per_s"] else None
+        if config["out"] is not None:
+            write_json(Path(config["out"]), records)
+
+    often = {"steps": config["steps"], "rounds": config["rounds"]}
+    if config["apart"]:
+        tell(take_turns(builders, work, **often, together=config["together"]))
+    else:
+        for name, build in builders.items():  # each is told as it comes: what follows may be cut off
+            tell({name: alone(build, work, **often)})
     show(records)
     if config["out"] is not None:
-        write_json(Path(config["out"]), records)
         log.info("wrote %s", config["out"])
     return records
 

@@ -34,7 +34,7 @@ class Settings:
         heads: Heads of mixers that have some.
         rows: Rows of a batch.
         device: ``cpu`` or ``cuda``.
-        dtype: Precision of the mixer and its input.
+        dtype: Type of the frames; below float32 the mixer runs under autocast.
         threads: torch threads.
         repeats: Runs, of which the fastest counts.
         max_s: Longest that a forward and a backward pass may be expected to take.
@@ -174,11 +174,13 @@ def beyond(points: Sequence[Point], following: int, settings: Settings) -> str |
 def _point(name: str, frames: int, settings: Settings) -> Point:
     torch.manual_seed(0)
     (mixer,) = build_mixers(factory(name, settings, frames), [settings.dim])
-    mixer = mixer.to(settings.device, settings.dtype)
+    mixer = mixer.to(settings.device)
     x_BTD = torch.randn(settings.rows, frames, settings.dim, device=settings.device, dtype=settings.dtype)
     before = _reset_peak(settings.device)
-    forward_s = fastest(partial(_forward, mixer.eval(), x_BTD), settings)
-    step_s = fastest(partial(_step, mixer.train(), x_BTD.requires_grad_()), settings)
+    # as in training: weights are float32, and autocast says which operations are not
+    with torch.autocast(settings.device, settings.dtype, enabled=settings.dtype != torch.float32):
+        forward_s = fastest(partial(_forward, mixer.eval(), x_BTD), settings)
+        step_s = fastest(partial(_step, mixer.train(), x_BTD.requires_grad_()), settings)
     peak = _peak(settings.device) - before
     return Point(frames, forward_s, step_s, max(0, peak), macs_of(name, frames, settings))
 

@@ -1,5 +1,6 @@
 """Training steps that take turns, each system in a process of its own: what disturbs a machine disturbs all alike."""
 
+import gc
 import math
 import platform
 import statistics
@@ -9,10 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,6 @@ from ossicle.core.memory import peak_resident_bytes
 from ossicle.launch.bench.player import Player
 from ossicle.launch.bench.rounds import Round
 from ossicle.meter.energy import EnergyCounter
-from ossicle.meter.flops import peak_flops
-
-PACKAGES = ("ossicle", "torch", "torchaudio", "transformers", "speechbrain", "minimal-hubert", "spidr", "triton")
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +206,35 @@ def take_turns(
     return results
 
 
+def alone(build: Builder, work: StepWork, *, steps: int, rounds: int) -> Measured:
+    """Measure one system in this process, which then gives its memory back: what a GPU's allocator lets it do.
+
+    Args:
+        build: What builds it.
+        work: What it is asked for.
+        steps: Timed steps of each turn.
+        rounds: Its turns.
+    """
+    device = torch.device(work.device)
+    result = Measured()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        subject, result.start = _begun(build, work)
+        for _ in range(rounds):
+            result.turns.append(_turn(subject, work, steps))
+            if not result.turns[-1].finite:
+                result.absent = "its loss is not a number"
+        result.peak_memory_bytes = _peak(device)
+    except (OssicleError, RuntimeError, MemoryError) as error:
+        result.absent = _reason(error)
+    subject = None
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return result
+
+
 def _await_start(player: Player, result: Measured) -> None:
     result.absent = player.ready()
     if result.absent is not None:
@@ -246,16 +269,7 @@ def play(build: Builder, work: StepWork, line: Connection, method: str) -> None:
     torch.set_num_threads(work.threads)
     device = torch.device(work.device)
     try:
-        subject = build(work)
-        began = time.perf_counter()
-        subject.step()
-        _wait(device)
-        first_step_s = time.perf_counter() - began
-        for _ in range(work.warmup):
-            subject.step()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # the next system's first steps need the memory
-        start = Start(subject.facts(), device_name(device), first_step_s)
+        subject, start = _begun(build, work)
         line.send(None)
         while True:
             what, amount = line.recv()
@@ -264,13 +278,37 @@ def play(build: Builder, work: StepWork, line: Connection, method: str) -> None:
             elif what == "turn":
                 line.send(_turn(subject, work, int(amount)))
             else:
-                line.send(torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident_bytes("self"))
+                line.send(_peak(device))
     except EOFError:
         return
-    except OssicleError as error:
-        line.send(f"{error.problem}: {error.mend}")
-    except (RuntimeError, MemoryError) as error:  # out of memory, or what torch.compile refuses
-        line.send(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+    except (OssicleError, RuntimeError, MemoryError) as error:
+        line.send(_reason(error))
+
+
+def _begun(build: Builder, work: StepWork) -> tuple[Subject, Start]:
+    """A system after its first steps."""
+    device = torch.device(work.device)
+    subject = build(work)
+    began = time.perf_counter()
+    subject.step()
+    _wait(device)
+    first_step_s = time.perf_counter() - began
+    for _ in range(work.warmup):
+        subject.step()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the next system's first steps need the memory
+    return subject, Start(subject.facts(), device_name(device), first_step_s)
+
+
+def _reason(error: Exception) -> str:
+    """Why a system was not measured: what it refused, or what memory or torch.compile did."""
+    if isinstance(error, OssicleError):
+        return f"{error.problem}: {error.mend}"
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes("self")
 
 
 def _turn(subject: Subject, work: StepWork, steps: int) -> Turn:
@@ -306,70 +344,3 @@ def device_name(device: torch.device) -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def record(name: str, result: Measured, work: StepWork) -> Record:
-    """What is written of one system: figures that were measured or counted, and None where there is none."""
-    found: Record = {
-        "system": name,
-        "device": work.device,
-        "batch": work.batch,
-        "crop_s": work.samples / work.rate_hz,
-        "threads": work.threads,
-        "absent": result.absent,
-        "audio_s_per_s": None,
-        "step_ms": None,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "mfu": None,
-    }
-    if result.start is not None:
-        found |= _start_record(result.start)
-    if result.start is not None and result.turns and result.absent is None:
-        found |= _speed_record(result, result.start)
-    return found
-
-
-def _start_record(start: Start) -> Record:
-    facts = start.facts
-    known = isinstance(facts.macs_per_audio_s, float)
-    return {
-        "device_name": start.device_name,
-        "precision": facts.precision,
-        "compile": facts.compiled,
-        "params": facts.params,
-        "macs_per_audio_s": facts.macs_per_audio_s if known else None,
-        "macs_reason": None if known else facts.macs_per_audio_s,
-        "note": facts.note,
-        "first_step_s": start.first_step_s,
-    }
-
-
-def _speed_record(result: Measured, start: Start) -> Record:
-    """Speeds. FLOPs of a step are three forward passes of the encoder, two a multiply-accumulate, as in cost cards."""
-    macs = start.facts.macs_per_audio_s
-    flops = 6 * macs * result.rate() if isinstance(macs, float) else None
-    peak = peak_flops(start.device_name)
-    joules = result.joules_per_audio_s()
-    step_s = result.step_s()
-    return {
-        "audio_s_per_s": result.rate(),
-        "audio_s_per_cpu_s": result.cpu_rate(),
-        "step_ms": 1000 * step_s,
-        "compile_s": max(0.0, start.first_step_s - step_s) if start.facts.compiled else None,
-        "flops_per_s": flops,
-        "mfu": flops / peak if flops is not None and peak is not None else None,
-        "energy_kwh_per_audio_h": joules / 1000 if joules is not None else None,
-        "rounds": [turn.round.audio_s / turn.round.wall_s for turn in result.turns],
-        "cpu_rounds": [turn.round.audio_s / turn.round.cpu_s for turn in result.turns],
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """What the systems are, by version; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
