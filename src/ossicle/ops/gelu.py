@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ossicle.core.shapes import Float
-from ossicle.ops.triton_kernels import DTYPES, refusal
+from ossicle.ops.triton_kernels import serves
 
 
 def linear_gelu(
@@ -29,8 +29,7 @@ def linear_gelu(
     if x.device.type != "cuda":
         return functional.gelu(functional.linear(x, weight_DC, bias_D))
     product = functional.linear(x, weight_DC)
-    compiling = torch.compiler.is_compiling()  # where nothing can be logged, and triton is there
-    if product.dtype not in DTYPES if compiling else refusal("bias and GELU", (product.dtype,)) is not None:
+    if not serves("bias and GELU", (product.dtype,)):
         return functional.gelu(product + bias_D)
     return _forward(product.flatten(0, -2), bias_D).view(product.shape)
 

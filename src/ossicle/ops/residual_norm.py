@@ -14,7 +14,7 @@ from ossicle.core.shapes import Float
 from ossicle.ops.autocast import autocast_dtype
 from ossicle.ops.dropout import dropout as drop
 from ossicle.ops.dropout_hash import PLACES, draw_seeds
-from ossicle.ops.triton_kernels import DTYPES, refusal
+from ossicle.ops.triton_kernels import serves
 
 _WIDEST = 8192
 """Channels that a program can hold of a frame: more would not fit into its registers."""
@@ -43,7 +43,7 @@ def residual_norm(
         Shape (..., D), of autocast's type where that is on. Mean, variance and their use are float32 or wider.
     """
     dim = x.shape[-1]
-    if x.device.type != "cuda" or _refused(x, branch):
+    if x.device.type != "cuda" or not serves("dropout, sum and norm", (x.dtype, branch.dtype), _problem(x)):
         return residual_norm_reference(x, branch, weight_D, bias_D, dropout=dropout, epsilon=epsilon)
     mixed = autocast_dtype(x.device.type)
     branch = branch if mixed is None else branch.to(mixed)
@@ -52,17 +52,13 @@ def residual_norm(
     return normed_ND.view(branch.shape)
 
 
-def _refused(x: Tensor, branch: Tensor) -> bool:
-    """Whether the kernels cannot serve."""
-    problem = None
+def _problem(x: Tensor) -> str | None:
+    """What of a size speaks against the kernels, or None."""
     if x.shape[-1] > _WIDEST:
-        problem = f"they hold {_WIDEST} channels of a frame at once, not {x.shape[-1]}"
-    elif x.numel() >= PLACES:
-        problem = f"{x.numel()} values are more than their places can be told"
-    dtypes = (x.dtype, branch.dtype)
-    if torch.compiler.is_compiling():  # where nothing can be logged, and triton is there
-        return problem is not None or not set(dtypes) <= set(DTYPES)
-    return refusal("dropout, sum and norm", dtypes, problem) is not None
+        return f"they hold {_WIDEST} channels of a frame at once, not {x.shape[-1]}"
+    if x.numel() >= PLACES:
+        return f"{x.numel()} values are more than they have places for"
+    return None
 
 
 def residual_norm_reference(

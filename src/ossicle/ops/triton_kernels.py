@@ -12,6 +12,16 @@ _logger = logging.getLogger(__name__)
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def serves(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None = None) -> bool:
+    """Whether kernels serve; with the arguments of :func:`refusal`, which logs the answer.
+
+    In a compiled graph nothing can be logged, and triton is there.
+    """
+    if torch.compiler.is_compiling():
+        return problem is None and set(dtypes) <= set(DTYPES)
+    return refusal(what, dtypes, problem) is None
+
+
 @functools.cache
 def refusal(what: str, dtypes: tuple[torch.dtype, ...], problem: str | None = None) -> str | None:
     """Why kernels cannot serve, or None where they can.

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Bool, Float
 from ossicle.ops.autocast import autocast_dtype
-from ossicle.ops.triton_kernels import refusal
+from ossicle.ops.triton_kernels import serves
 
 _SPAN = 1024
 """Windows whose products are summed at once."""
@@ -81,7 +81,7 @@ def activated_windows(
         Shape (B, S / stride, C), of the filters' type; windows that reach past the waveform see zeros there.
     """
     what = "the first convolution, its norm and GELU"
-    if waveform_BS.device.type == "cuda" and refusal(what, (filters_BKC.dtype,)) is None:
+    if waveform_BS.device.type == "cuda" and serves(what, (filters_BKC.dtype,)):
         with torch.autocast("cuda", enabled=False):
             return _forward(waveform_BS.detach(), filters_BKC, bias_BC, stride)
     return activated_windows_reference(waveform_BS, filters_BKC, bias_BC, stride)
