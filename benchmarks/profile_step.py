@@ -9,18 +9,17 @@ CPU the time of operators, without what they call.
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ossicle.launch.bench.bare import BareStep
 from ossicle.launch.bench.steps import StepWork
 from ossicle.launch.config import compose
 from ossicle.launch.experiment import resolved
+from ossicle.meter.profile import kernels, table
 
 
 def built(options: argparse.Namespace) -> BareStep:
@@ -51,23 +50,15 @@ def settle(step: BareStep) -> None:
         torch.cuda.synchronize()
 
 
-def kernels(step: BareStep, steps: int) -> tuple[Counter[str], Counter[str]]:
-    """Microseconds and calls of each kernel, over all steps."""
+def profiled(step: BareStep, steps: int) -> profile:
+    """The profile of some steps."""
     on_gpu = step.device.type == "cuda"
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with profile(activities=activities) as seen:
+    with profile(activities=activities, acc_events=True) as seen:
         for _ in range(steps):
             step.step()
         settle(step)
-    times: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    for event in seen.events() or ():
-        # a range that code marks is shown on the device too, and would count its kernels again
-        if event.device_type == wanted and not event.name.startswith(("Optimizer.", "ProfilerStep")):
-            times[event.name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            calls[event.name] += 1
-    return times, calls
+    return seen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,17 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     first_s = time.perf_counter() - began
     step_s = rate(step, options.steps)
     audio_s = options.batch * options.crop_s
-    times, calls = kernels(step, options.profiled)
+    times, calls = kernels(profiled(step, options.profiled), on_gpu=step.device.type == "cuda")
     what = f"{options.batch} x {options.crop_s:g} s on {options.device}, torch {torch.__version__}"
     head = [
         f"{' '.join(options.words)}: {what}",
         f"{1000 * step_s:.2f} ms a step, {audio_s / step_s:,.0f} audio-s/s; the first step took {first_s:.1f} s",
         f"{sum(times.values()) / 1000 / options.profiled:.2f} ms of kernels a step; ms and calls a step:",
     ]
-    rows = [
-        f"{microseconds / 1000 / options.profiled:10.3f} {calls[name] / options.profiled:8.1f}  {name[:150]}"
-        for name, microseconds in times.most_common()
-    ]
+    rows = table(times, calls, options.profiled)
     options.out.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join([*head, *rows[:20]]) + "\n")
 

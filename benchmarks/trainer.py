@@ -5,7 +5,8 @@
 
 Recordings of one length are made up and sharded by ``ossicle prepare``; what they hold does not matter for speed. The
 bare step is measured before and after the trainer, since machines drift (``--no-after``: before alone). Classes come
-from a random projection, which needs no labels, so that both do the same.
+from a random projection, which needs no labels, so that both do the same. Beside the results lies a profile of a step
+of the trainer (.trace.txt): what of it is no kernel, and what made the host wait.
 """
 
 import argparse
@@ -60,7 +61,11 @@ def trained(options: argparse.Namespace, runs: Path, shards: Path) -> list[float
         f"data.max_crop_s={options.crop_s}", f"data.min_crop_s={options.crop_s}", f"data.workers={options.workers}",
         f"cluster.accelerator={options.device}", f"max_steps={options.steps * 4}", f"log_every={options.steps}",
         f"runs={runs}", "schedule.warmup_steps=1", "seed=0", "wandb.mode=disabled",
+        # in the last of four readings, of which the median counts
+        "+callback@callback.trace=trace", f"callback.trace.after_step={options.steps * 3}", "callback.trace.steps=1",
     )  # fmt: skip
+    (trace,) = runs.glob("*/*/trace-0.txt")
+    options.out.with_suffix(".trace.txt").write_text(trace.read_text(encoding="utf-8"), encoding="utf-8")
     (metrics,) = runs.glob("*/*/metrics.csv")
     with metrics.open(newline="", encoding="utf-8") as file:
         return [float(row["meter/audio_s_per_s"]) for row in csv.DictReader(file)][1:]
