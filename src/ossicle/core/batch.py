@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ossicle.core.metrics import Metric
 
-_IN_A_MESSAGE: Final = 2**16
-"""Bytes of a tensor that are sent and not shared: what a pipe holds."""
+_IN_A_MESSAGE: Final = 2**12
+"""Bytes up to which a tensor is sent and not shared: a pipe holds sixteen times as many."""
 
 
 @dataclass(frozen=True, slots=True)

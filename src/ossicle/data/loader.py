@@ -11,6 +11,7 @@ from typing_extensions import override
 from ossicle.core.batch import Batch
 from ossicle.core.errors import ConfigError, DataError, OssicleError
 from ossicle.core.world import World
+from ossicle.data.orphans import end_with_parent
 from ossicle.data.plan import BatchSpec, PlannedSequence
 from ossicle.data.reader import BatchReader
 
@@ -149,6 +150,7 @@ def planned_loader(
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=end_with_parent,
     )
     loader.given = given
     return loader

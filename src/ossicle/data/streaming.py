@@ -28,6 +28,7 @@ from ossicle.data.buckets import Shapes
 from ossicle.data.ledger import Ledger, Mark, StreamState, begun_of
 from ossicle.data.loader import raised_as_they_were
 from ossicle.data.members import audio_members
+from ossicle.data.orphans import end_with_parent
 from ossicle.data.quarantine import Quarantine
 from ossicle.data.shards import digest_bytes
 from ossicle.data.sources import Place, Sources, closed_well
@@ -237,6 +238,7 @@ class StreamLoader(DataLoader[Drawn | OssicleError]):
             num_workers=workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
+            worker_init_fn=end_with_parent,
         )
         self.placed = placed
 
