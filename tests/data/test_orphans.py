@@ -10,7 +10,6 @@ import pytest
 # Each message is far larger than a pipe holds, and nobody reads: the reading processes are stuck in handing over.
 CODE = """
 import os, sys, time
-import numpy
 from torch.utils.data import DataLoader, Dataset
 from ossicle.data.orphans import end_with_parent
 
@@ -18,7 +17,7 @@ class Large(Dataset):
     def __len__(self): return 100
     def __getitem__(self, index):
         open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
-        return numpy.zeros(10**6)
+        return bytes(10**6)  # no tensor, which would be shared
 
 loader = iter(DataLoader(Large(), batch_size=None, num_workers=2, prefetch_factor=8, worker_init_fn=end_with_parent))
 next(loader)
