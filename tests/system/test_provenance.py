@@ -1,6 +1,9 @@
+from importlib import metadata
 from pathlib import Path
 
-from ossicle.system.provenance import _commit
+import pytest
+
+from ossicle.system.provenance import _commit, code_version, installed
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,3 +28,12 @@ def test_a_package_installed_inside_another_projects_checkout_has_no_commit(tmp_
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text(HASH)
     assert _commit(tmp_path) is None
+
+
+def test_what_is_not_installed_has_no_version_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    assert installed("torch") == metadata.version("torch")
+    monkeypatch.setattr(metadata, "version", absent)
+    assert code_version()["version"] is None

@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,13 +212,10 @@ def _stages(result: "Result", workers: int) -> dict[str, Record]:
 def _versions() -> dict[str, str | None]:
     import soundfile
 
+    from ossicle.system.provenance import installed
+
     found: dict[str, str | None] = {"libsndfile": soundfile.__libsndfile_version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | {package: installed(package) for package in PACKAGES}
 
 
 def show(records: Sequence[Record], work: "Work") -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 def code_version() -> dict[str, str | None]:
     """The package's version, None where it runs without being installed, and the commit of a checkout of its own."""
+    return {"version": installed("ossicle"), "commit": _commit(Path(__file__).resolve().parents[3])}
+
+
+def installed(package: str) -> str | None:
+    """A package's version, or None where it is not installed."""
     try:
-        version = metadata.version("ossicle")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        version = None
-    return {"version": version, "commit": _commit(Path(__file__).resolve().parents[3])}
+        return None
 
 
 def _commit(checkout: Path) -> str | None:

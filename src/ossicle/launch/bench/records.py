@@ -1,13 +1,13 @@
 """What is written of a system whose steps were measured."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from ossicle.launch.bench.steps import Measured, Start, StepWork
 from ossicle.meter.flops import peak_flops
+from ossicle.system.provenance import installed
 
 PACKAGES = ("ossicle", "torch", "torchaudio", "transformers", "speechbrain", "minimal-hubert", "spidr", "triton")
 
@@ -73,9 +73,4 @@ def _speed_record(result: Measured, start: Start) -> Record:
 def versions() -> dict[str, str | None]:
     """What the systems are, by version; None where one is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | {package: installed(package) for package in PACKAGES}
