@@ -54,7 +54,15 @@ def breaking(_work: StepWork) -> Subject:
 
 
 def test_in_one_process_a_system_is_measured_or_says_why_not() -> None:
-    found = alone(Slow, WORK, steps=3, rounds=2)
+    threads: list[int] = []
+
+    def noting(work: StepWork) -> Subject:
+        threads.append(torch.get_num_threads())
+        return Slow(work)
+
+    before = torch.get_num_threads()
+    found = alone(noting, WORK, steps=3, rounds=2)
+    assert (threads, torch.get_num_threads()) == ([WORK.threads], before)
     assert found.start is not None
     assert [turn.round.batches for turn in found.turns] == [3, 3]
     assert record("slow", found, WORK)["audio_s_per_s"] > 0

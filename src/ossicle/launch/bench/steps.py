@@ -217,6 +217,8 @@ def alone(build: Builder, work: StepWork, *, steps: int, rounds: int) -> Measure
     """
     device = torch.device(work.device)
     result = Measured()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(work.threads)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -228,6 +230,7 @@ def alone(build: Builder, work: StepWork, *, steps: int, rounds: int) -> Measure
         result.peak_memory_bytes = _peak(device)
     except (OssicleError, RuntimeError, MemoryError) as error:
         result.absent = _reason(error)
+    torch.set_num_threads(threads)
     subject = None
     gc.collect()
     if device.type == "cuda":
