@@ -20,7 +20,7 @@ class Large(Dataset):
         return bytes(10**6)  # no tensor, which would be shared
 
 loader = iter(DataLoader(Large(), batch_size=None, num_workers=2, prefetch_factor=8, worker_init_fn=end_with_parent))
-next(loader)
+next(loader), next(loader)  # one from each
 print("reading", flush=True)
 time.sleep(600)
 """
