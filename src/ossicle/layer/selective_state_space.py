@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache
 def fused_scan(device: str) -> Callable[..., Tensor] | None:
-    """mamba-ssm's kernel where it is there, and None where the scan in torch serves; logged once with the reason."""
+    """mamba-ssm's kernel where it is there, and None where this package's serves; logged once with the reason."""
     if device != "cuda":
         problem = "mamba-ssm's kernel needs a CUDA device"
     elif importlib.util.find_spec("mamba_ssm") is None:
@@ -32,7 +32,7 @@ def fused_scan(device: str) -> Callable[..., Tensor] | None:
     else:
         _logger.info("selective scan on %s runs as mamba-ssm's kernel", device)
         return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-    _logger.warning("selective scan on %s runs as an associative scan in torch: %s", device, problem)
+    _logger.info("selective scan on %s runs as this package's operation: %s", device, problem)
     return None
 
 

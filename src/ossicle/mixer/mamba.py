@@ -17,7 +17,7 @@ class Mamba(Mixer):
     """The sum of two Mamba layers, one from the first frame on and one from the last back (arXiv 2312.00752).
 
     Each has weights of its own. On a GPU that has mamba-ssm (an optional package, built from source) its kernel scans;
-    elsewhere an associative scan in torch, to the same numbers.
+    elsewhere this package's own (``ossicle.ops.selective_scan``), to the same numbers.
 
     Args:
         dim: Model width (D).

@@ -18,8 +18,10 @@ from typing import Final
 import torch
 
 COMPILERS: Final = ("g++", "clang++", "c++")
+# Without traps and errno a choice between two numbers is no branch, and its loop is one of vectors.
 FLAGS: Final = (
-    "-O3", "-march=native", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared", "-pthread",
+    "-O3", "-march=native", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
+    "-pthread",
 )  # fmt: skip
 _logger = logging.getLogger(__name__)
 

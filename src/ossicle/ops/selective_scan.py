@@ -1,31 +1,36 @@
-"""The recurrence of selective state spaces in plain torch, by an associative scan."""
+"""The recurrence of selective state spaces as one operation: torch.compile sees one node, not one a frame."""
 
-from typing import Final, cast
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Float
-from ossicle.ops.precision import without_autocast
+from ossicle.ops import selective_scan_cpu
+from ossicle.ops.associative_scan import selective_scan_by_pairs
+from ossicle.ops.selective_scan_run import Inputs, Run
 
-SEGMENT: Final = 256
-"""Frames whose states are in memory at once."""
+_logger = logging.getLogger(__name__)
 
 
-def selective_scan(  # noqa: PLR0917
+def selective_scan(
     x_BTE: Float[Tensor, "B T E"],
     step_BTE: Float[Tensor, "B T E"],
     rates_EN: Float[Tensor, "E N"],
     enter_BTN: Float[Tensor, "B T N"],
     leave_BTN: Float[Tensor, "B T N"],
-    segment: int = SEGMENT,
 ) -> Float[Tensor, "B T E"]:
     """What diagonal state spaces say whose maps depend on the frame (arXiv 2312.00752, algorithm 2 and equation 2).
 
     For each channel and each of its N states, from zero: h_t = exp(step_t rate) h_{t-1} + step_t enter_t x_t, and
-    y_t = sum over the states of leave_t h_t. Frames go through in segments, one after another, whose states are
-    computed again in the backward pass: memory grows with the frames and not with their states.
+    y_t = sum over the states of leave_t h_t. It runs in float32 at least, whatever autocast says: rounding would add up
+    over frames. The states of some frames are kept, and those between are made again in the backward pass.
 
     Args:
         x_BTE: Frames, shape (B, T, E).
@@ -33,87 +38,113 @@ def selective_scan(  # noqa: PLR0917
         rates_EN: Negative rates (A), shape (E, N).
         enter_BTN: How a frame enters the states (B), shape (B, T, N).
         leave_BTN: How the states leave (C), same shape.
-        segment: Frames of a segment.
 
     Returns:
         Shape (B, T, E), in float32 at least.
     """
     dtype = torch.promote_types(x_BTE.dtype, torch.float32)
-    frames = [tensor.to(dtype).split(segment, 1) for tensor in (x_BTE, step_BTE, enter_BTN, leave_BTN)]
-    state_BEN = x_BTE.new_zeros(len(x_BTE), *rates_EN.shape, dtype=dtype)
-    again = len(frames[0]) > 1 and torch.is_grad_enabled()
-    said = []
-    for parts in zip(*frames, strict=True):
-        arguments = (*parts, rates_EN.to(dtype), state_BEN)
-        if again:
-            said_BTE, state_BEN = checkpoint(_segment, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            said_BTE, state_BEN = _segment(*arguments)
-        said.append(said_BTE)
-    return torch.cat(said, 1)
+    inputs = Inputs(*(x.to(dtype) for x in (x_BTE, step_BTE, rates_EN, enter_BTN, leave_BTN)))
+    if not _serves(x_BTE.device.type, dtype):
+        return selective_scan_by_pairs(*inputs)
+    return _forward(*(x.contiguous() for x in inputs))[0]
 
 
-def _segment(  # noqa: PLR0917
-    x_BTE: Tensor, step_BTE: Tensor, enter_BTN: Tensor, leave_BTN: Tensor, rates_EN: Tensor, state_BEN: Tensor
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """One way to run the scan there and back."""
+
+    name: str
+    forward: Callable[[Inputs], Run]
+    backward: Callable[[Tensor, Inputs, Tensor], Inputs]
+
+
+# torch.compile runs this while it traces and keeps the answer: neither the choice nor its log line breaks a graph.
+@torch.compiler.assume_constant_result
+def _serves(device: str, dtype: torch.dtype) -> bool:
+    """Whether a kernel runs on a device; on the meta device, where nothing runs, the operation stands for it."""
+    return device == "meta" or _kernel(device, dtype) is not None
+
+
+@functools.cache
+def _kernel(device: str, dtype: torch.dtype) -> _Kernel | None:
+    """The kernel of a device, logged when it is first asked for; None, with the reason, where torch has to serve."""
+    if device == "cpu":
+        problem = selective_scan_cpu.refusal()
+        fast = _Kernel("compiled C++", selective_scan_cpu.forward, selective_scan_cpu.backward)
+    elif importlib.util.find_spec("triton") is None:
+        fast, problem = None, "triton is not installed"
+    else:
+        # Only here: triton is slow to import, and CPU runs need none of it.
+        from ossicle.ops import selective_scan_triton  # noqa: PLC0415
+
+        problem = selective_scan_triton.refusal(device, dtype)
+        fast = _Kernel("a Triton kernel", selective_scan_triton.forward, selective_scan_triton.backward)
+    if fast is None or problem is not None:
+        _logger.warning("selective scan on %s runs as an associative scan in torch: %s", device, problem)
+        return None
+    _logger.info("selective scan on %s runs as %s", device, fast.name)
+    return fast
+
+
+@torch.library.custom_op("ossicle::selective_scan", mutates_args=())
+def _forward(
+    x_BTE: Tensor, step_BTE: Tensor, rates_EN: Tensor, enter_BTN: Tensor, leave_BTN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What a segment says, and the states that it ends with."""
-    kept_BTEN = torch.exp(step_BTE[..., None] * rates_EN)
-    entered_BTEN = (step_BTE * x_BTE)[..., None] * enter_BTN[:, :, None]
-    first_BTEN = torch.addcmul(entered_BTEN[:, :1], kept_BTEN[:, :1], state_BEN[:, None])
-    states_BTEN = linear_scan(kept_BTEN, torch.cat([first_BTEN, entered_BTEN[:, 1:]], 1))
-    with without_autocast(x_BTE):
-        said_BTE = (states_BTEN @ leave_BTN[..., None]).squeeze(-1)
-    return said_BTE, states_BTEN[:, -1]
+    kernel = _kernel(x_BTE.device.type, x_BTE.dtype)
+    assert kernel is not None
+    return tuple(kernel.forward(Inputs(x_BTE, step_BTE, rates_EN, enter_BTN, leave_BTN)))
 
 
-def linear_scan(kept: Float[Tensor, "B T *rest"], entered: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
-    """h_t = kept_t h_{t-1} + entered_t from zero, with work of O(T) in O(log T) steps, there and back.
-
-    One operation to torch.compile, which would otherwise write out every step.
-
-    Args:
-        kept: Factors, shape (B, T, ...).
-        entered: Summands, same shape.
-    """
-    return _linear_scan(kept, entered)
+@_forward.register_fake
+def _forward_shapes(
+    x_BTE: Tensor, step_BTE: Tensor, rates_EN: Tensor, enter_BTN: Tensor, leave_BTN: Tensor
+) -> tuple[Tensor, Tensor]:
+    return tuple(Run.empty(Inputs(x_BTE, step_BTE, rates_EN, enter_BTN, leave_BTN)))
 
 
-def _scan(kept: Tensor, entered: Tensor) -> Tensor:
-    """By pairs: the states at odd places are a scan of half the length, and those at even places follow from them."""
-    num_frames = kept.shape[1]
-    if num_frames == 1:
-        return entered
-    pairs = num_frames // 2
-    later = kept[:, 1::2]
-    odd = _scan(kept[:, : 2 * pairs : 2] * later, torch.addcmul(entered[:, 1::2], later, entered[:, : 2 * pairs : 2]))
-    following = torch.addcmul(entered[:, 2::2], kept[:, 2::2], odd[:, : (num_frames - 1) // 2])
-    even = torch.cat([entered[:, :1], following], 1)
-    both = torch.stack([even[:, :pairs], odd], 2).flatten(1, 2)
-    return both if num_frames % 2 == 0 else torch.cat([both, even[:, -1:]], 1)
+@torch.library.custom_op("ossicle::selective_scan_backward", mutates_args=())
+def _backward(grad_BTE: Tensor, inputs: Sequence[Tensor], starts_BSNE: Tensor) -> list[Tensor]:
+    kernel = _kernel(grad_BTE.device.type, grad_BTE.dtype)
+    assert kernel is not None
+    return list(kernel.backward(grad_BTE.contiguous(), Inputs(*inputs), starts_BSNE))
 
 
-@torch.library.custom_op("ossicle::linear_scan", mutates_args=())
-def _linear_scan(kept: Tensor, entered: Tensor) -> Tensor:
-    return _scan(kept, entered).contiguous() if kept.shape[1] > 1 else entered.clone()
+@_backward.register_fake
+def _backward_shapes(grad_BTE: Tensor, inputs: Sequence[Tensor], starts_BSNE: Tensor) -> list[Tensor]:  # noqa: ARG001
+    return [torch.empty_like(x) for x in inputs]
 
 
-@_linear_scan.register_fake
-def _linear_scan_shape(kept: Tensor, entered: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(entered, memory_format=torch.contiguous_format)
-
-
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep what the way back needs."""
-    ctx.save_for_backward(inputs[0], output)
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """A scan from the last frame to the first."""
-    kept, states = cast("tuple[Tensor, Tensor]", getattr(ctx, "saved_tensors"))  # noqa: B009
-    following = torch.cat([kept[:, 1:], torch.zeros_like(kept[:, :1])], 1)
-    total = _linear_scan(following.flip(1), grad.flip(1)).flip(1)
-    before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
-    return total * before, total
+def _gradient(
+    ctx: torch.autograd.function.FunctionCtx, grad_BTE: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of all inputs."""
+    *inputs, starts_BSNE = cast("tuple[Tensor, ...]", getattr(ctx, "saved_tensors"))  # noqa: B009
+    if grad_BTE is None:
+        return (None,) * len(inputs)
+    return tuple(_backward(grad_BTE, inputs, starts_BSNE))
 
 
-_linear_scan.register_autograd(_gradient, setup_context=_save)
+_forward.register_autograd(_gradient, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.ossicle.selective_scan)
+def _forward_flops(
+    x_shape: tuple[int, ...], _: object, rates_shape: tuple[int, ...], *__: object, **___: object
+) -> int:
+    """Two operations for each state that is read: states are updated by elementwise work, which is not counted."""
+    rows, frames, _channels = x_shape
+    return 2 * rows * frames * rates_shape[0] * rates_shape[1]
+
+
+@register_flop_formula(torch.ops.ossicle.selective_scan_backward)
+def _backward_flops(
+    grad_shape: tuple[int, ...], inputs_shapes: Sequence[tuple[int, ...]], *_: object, **__: object
+) -> int:
+    """Those of the states' gradients and of the ways out."""
+    return 2 * _forward_flops(grad_shape, None, inputs_shapes[2])
