@@ -43,8 +43,10 @@ def test_twelve_heads_have_the_slopes_of_eight_and_four_of_sixteens() -> None:
 def test_it_equals_a_loop_in_float64_in_blocks_too(
     budget: int, places: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attend = alibi_attention.attend_biased
-    monkeypatch.setattr(alibi_attention, "attend_biased", lambda *args, **more: attend(*args, **more, budget=budget))
+    attend = alibi_attention.attend_by_distance
+    monkeypatch.setattr(
+        alibi_attention, "attend_by_distance", lambda *args, **more: attend(*args, **more, budget=budget)
+    )
     mixer = noisy(AlibiAttention(DIM, HEADS)).double()
     x_TD = torch.randn(9, DIM, dtype=torch.float64)
     q_THK, k_THK, v_THK = (mapped(linear, array(x_TD), HEADS) for linear in (mixer.query, mixer.key, mixer.value))

@@ -50,8 +50,10 @@ def test_two_layers_equal_transformers_wavlm_which_hands_the_bias_on(masked: boo
 
 @pytest.mark.parametrize("budget", [2**28, HEADS * 9 * 2])
 def test_it_equals_a_loop_in_float64_in_blocks_too(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    attend = relative_attention.attend_biased
-    monkeypatch.setattr(relative_attention, "attend_biased", lambda *args, **more: attend(*args, **more, budget=budget))
+    attend = relative_attention.attend_by_distance
+    monkeypatch.setattr(
+        relative_attention, "attend_by_distance", lambda *args, **more: attend(*args, **more, budget=budget)
+    )
     owner, mixer = (one.double() for one in layers())
     assert owner.distance_bias is not None
     x_TD = torch.randn(9, DIM, dtype=torch.float64)

@@ -10,7 +10,8 @@ from typing_extensions import override
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.multi_head import MultiHead
 from ossicle.mixer.base import Mixer, MixerStack, Placed, owned_layers
-from ossicle.ops.relative_position import alibi_slopes, attend_biased, by_pair, distances
+from ossicle.ops.distance_attention import attend_by_distance
+from ossicle.ops.relative_position import alibi_slopes
 
 
 @final
@@ -50,18 +51,11 @@ class AlibiAttention(MultiHead, Placed):
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        num_frames, place_BT = x_BTD.shape[1], self.place_BT
-        slope_H = self.slopes()
-        score_RH = -slope_H * distances(num_frames, slope_H.device).abs()[:, None]
-
-        def bias(start: int, stop: int) -> Tensor:
-            if place_BT is None:
-                return by_pair(score_RH, num_frames, start, stop)[None]
-            distance_BQT = (place_BT[:, start:stop, None] - place_BT[:, None, :]).abs()
-            return -slope_H[:, None, None] * distance_BQT[:, None]
-
         dropout = self.dropout if self.training else 0.0
-        return self.join(attend_biased(*self.heads(x_BTD), bias, valid_BT=valid_BT, dropout=dropout))
+        mixed_BTHK = attend_by_distance(
+            *self.heads(x_BTD), self.slopes()[None, :, None], place_BT=self.place_BT, valid_BT=valid_BT, dropout=dropout
+        )
+        return self.join(mixed_BTHK)
 
 
 @final

@@ -12,7 +12,8 @@ from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import INIT_STD
 from ossicle.layer.multi_head import MultiHead, split_heads
 from ossicle.mixer.base import Mixer, MixerStack, owned_layers
-from ossicle.ops.relative_position import attend_biased, by_pair, distances, wavlm_buckets
+from ossicle.ops.distance_attention import attend_by_distance
+from ossicle.ops.relative_position import distances, wavlm_buckets
 
 GATE_WIDTH = 8
 
@@ -98,15 +99,12 @@ class RelativeAttention(MultiHead, Mixer):
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        num_frames = x_BTD.shape[1]
-        score_RH = self.score_of_distance(num_frames)
-        gate_BHT = self.gates(x_BTD)
-
-        def bias(start: int, stop: int) -> Tensor:
-            return gate_BHT[:, :, start:stop, None] * by_pair(score_RH, num_frames, start, stop)
-
+        score_RH = self.score_of_distance(x_BTD.shape[1])
         dropout = self.dropout if self.training else 0.0
-        return self.join(attend_biased(*self.heads(x_BTD), bias, valid_BT=valid_BT, dropout=dropout))
+        mixed_BTHK = attend_by_distance(
+            *self.heads(x_BTD), self.gates(x_BTD), score_RH=score_RH, valid_BT=valid_BT, dropout=dropout
+        )
+        return self.join(mixed_BTHK)
 
 
 @final

@@ -1,8 +1,7 @@
 # ty: ignore[invalid-argument-type]  kernels are compiled from their text, for which types are those on the device
 """Dropout, residual sum and layer norm on a GPU: one Triton kernel there and one back, which draws the dropout again.
 
-What is dropped is decided by the hash of ``ossicle.ops.dropout_hash``: Philox's ten rounds a value would take longer
-than the reading and writing. A program reads several frames before it computes anything, since it waits for memory.
+A program reads several frames before it computes anything, since it waits for memory.
 """
 
 from typing import Final
@@ -12,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ossicle.ops.dropout_hash import WORD, threshold_of
+from ossicle.ops.dropout_triton import drops, kept
 
 LAUNCH: Final = {"num_warps": 4}
 FORWARD_ROWS: Final = 2
@@ -32,7 +31,7 @@ def forward(  # noqa: PLR0917
     moments_N2 = x_ND.new_empty(frames, 2, dtype=torch.float32)
     _forward_kernel[(triton.cdiv(frames, FORWARD_ROWS),)](
         x_ND, branch_ND, weight_D, bias_D, seeds_2, normed_ND, sum_ND, moments_N2, frames, epsilon,
-        **_drops(dropout), **_sizes(dim), ROWS=FORWARD_ROWS, **LAUNCH,
+        **drops(dropout), **_sizes(dim), ROWS=FORWARD_ROWS, **LAUNCH,
     )  # fmt: skip
     return normed_ND, sum_ND, moments_N2
 
@@ -53,41 +52,15 @@ def backward(  # noqa: PLR0917
     parts_2PD = torch.empty(2, programs, dim, dtype=torch.float32, device=grad_ND.device)
     _backward_kernel[(programs,)](
         grad_ND, sum_ND, moments_N2, weight_D, seeds_2, x_grad_ND, branch_grad_ND, *parts_2PD.unbind(), frames,
-        **_drops(dropout), **_sizes(dim), ROWS=BACKWARD_ROWS, **LAUNCH,
+        **drops(dropout), **_sizes(dim), ROWS=BACKWARD_ROWS, **LAUNCH,
     )  # fmt: skip
     weight_grad_D, bias_grad_D = parts_2PD.sum(1).to(weight_D.dtype).unbind()
     # two of one storage must not leave an operator
     return x_grad_ND, branch_grad_ND, weight_grad_D, bias_grad_D.clone()
 
 
-def _drops(dropout: float) -> dict[str, float | int | bool]:
-    """The signed word below which a hash drops a value, and what the rest is multiplied with."""
-    return {"threshold": threshold_of(dropout) - WORD // 2, "gain": 1 / (1 - dropout), "DROPS": dropout > 0}
-
-
 def _sizes(dim: int) -> dict[str, int]:
     return {"DIM": dim, "BLOCK_D": triton.next_power_of_2(dim)}
-
-
-@triton.jit
-def _kept(  # noqa: PLR0917
-    branch: tl.tensor,
-    seeds: tl.tensor,
-    place: tl.tensor,
-    threshold: tl.tensor,
-    gain: tl.tensor,
-    DROPS: tl.constexpr,
-) -> tl.tensor:
-    """What dropout leaves: ``dropout_hash.keep_places`` of where the values lie."""
-    if DROPS:
-        first = tl.load(seeds).to(tl.uint32, bitcast=True)
-        second = tl.load(seeds + 1).to(tl.uint32, bitcast=True)
-        x = place.to(tl.uint32) ^ first
-        x = (x ^ (x >> 16)) * 0x21F0AAAD
-        x = (x ^ (x >> 15) ^ second) * 0x735A2D97
-        x = x ^ (x >> 15)
-        branch = tl.where(x.to(tl.int32, bitcast=True) >= threshold, branch * gain, 0.0)
-    return branch
 
 
 @triton.jit
@@ -116,7 +89,7 @@ def _forward_kernel(  # noqa: PLR0917
     place = frame[:, None] * DIM + d[None, :]
     own = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
     total = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    total += _kept(own, seeds, place, threshold, gain, DROPS)
+    total += kept(own, seeds, place, threshold, gain, DROPS)
     rounded = total.to(sums.dtype.element_ty)
     tl.store(sums + place, rounded, mask=inside)
     total = tl.where(real, rounded.to(tl.float32), 0.0)
@@ -174,7 +147,7 @@ def _backward_kernel(  # noqa: PLR0917
         spread = tl.sum(inner * normed, 1) / DIM
         along = (inner - level[:, None] - normed * spread[:, None]) * inverse[:, None]
         tl.store(x_grad + place, along.to(x_grad.dtype.element_ty), mask=inside)
-        own = _kept(along, seeds, place, threshold, gain, DROPS)
+        own = kept(along, seeds, place, threshold, gain, DROPS)
         tl.store(branch_grad + place, own.to(branch_grad.dtype.element_ty), mask=inside)
     tl.store(scale_parts + program * DIM + d, scale_grad, mask=d < DIM)
     tl.store(shift_parts + program * DIM + d, shift_grad, mask=d < DIM)

@@ -141,23 +141,19 @@ def _backward_kernel(  # noqa: PLR0917
     inside = (e < CHANNELS)[:, None] & (n < STATES)[None, :]
     of_rates = e[:, None] * STATES + n[None, :]
     rate = tl.load(rates + of_rates, mask=inside, other=0.0)
-    of_program = tl.arange(0, BLOCK_E)[:, None] * BLOCK_N + n[None, :]
-    written = states + program * (SEGMENT * BLOCK_E * BLOCK_N) + of_program
-    carried = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
-    rate_grad = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
+    written = states + program * (SEGMENT * BLOCK_E * BLOCK_N) + tl.arange(0, BLOCK_E)[:, None] * BLOCK_N + n[None, :]
+    carried, rate_grad = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32), tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
     segments = tl.cdiv(frames, SEGMENT)
-    for turn in range(segments):
-        s = segments - 1 - turn
+    for s in range(segments - 1, -1, -1):
         first, last = s * SEGMENT, tl.minimum(frames, (s + 1) * SEGMENT) - 1
-        start = ((row * segments + s) * STATES + n[None, :]) * CHANNELS + e[:, None]
-        state = tl.load(starts + start, mask=inside, other=0.0)
+        start = starts + ((row * segments + s) * STATES + n[None, :]) * CHANNELS + e[:, None]
+        state = tl.load(start, mask=inside, other=0.0)
         for t in range(first, last + 1):
             tl.store(written + (t - first) * (BLOCK_E * BLOCK_N), state)
             own, delta, entering = _arriving(x, step, enter, row * frames + t, e, n, CHANNELS, STATES)
             state = tl.exp(delta[:, None] * rate) * state + (delta * own)[:, None] * entering[None, :]
         tl.debug_barrier()
-        for back in range(last - first + 1):
-            t = last - back
+        for t in range(last, first - 1, -1):
             place = (row * frames + t) * CHANNELS + e
             own, delta, entering = _arriving(x, step, enter, row * frames + t, e, n, CHANNELS, STATES)
             arrived = tl.load(grad + place, mask=e < CHANNELS, other=0.0)
