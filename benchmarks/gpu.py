@@ -5,21 +5,35 @@
 
 What matters most comes first. Each task has a limit of its own and none may take more than what is left of the whole,
 so that what was measured is written: OUT/records.json holds every record by task, OUT/summary.json what came of each,
-and OUT/log.txt all that was said.
+and OUT/log.txt all that was said. Tasks are forks of one process that has imported everything and touched no GPU, since
+importing takes ten to twenty seconds on a fresh machine; the trainer's recordings are made beside the first of them.
 """
 
 import argparse
+import importlib
 import json
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from ossicle.core.files import read_json, write_json
+
+# Asked whether there is a GPU, torch is to ask NVML and not to start the driver, which forks could not use then.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+IMPORTED = (
+    "ossicle.launch.cli", "ossicle.system.pretraining", "ossicle.launch.config", "torch._inductor.compile_fx",
+    "lightning.pytorch", "transformers.models.hubert.modeling_hubert", "torchaudio", "triton", "pytest",
+    "sklearn.cluster",
+)  # fmt: skip
+"""What most tasks import and what takes longest; one that is not installed is left out."""
 
 STEP = (
     "hubert_base", "hubert_base compile=true", "hubert_base compile=true compile_mode=reduce-overhead",
@@ -35,6 +49,10 @@ WIDE = ("hubert_base", "data2vec2_base")
 """Such as need more memory than the others, and what they stand beside."""
 EVERY = "[ossicle,transformers,transformers_wav2vec2,torchaudio,minimal_hubert]"
 """Systems of the table of peers."""
+ORDER = (
+    "tests", "peers_64", "trainer", "families_wide", "mixers", "peers_11", "families", "step", "peers_32", "all_tests",
+)  # fmt: skip
+"""What matters most comes first."""
 RECORDS = "RECORDS"
 """Stands in a command where the path of its records is to be."""
 
@@ -73,10 +91,7 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
             "precision=bfloat16", f"compile={compiled}", f"batch={batch}", *sizes, *on, f"systems={systems}",
         ]  # fmt: skip
         found[f"peers_{batch}"] = (250, ossicle("peers", *peers, *([] if small or batch > 11 else ["together=true"])))
-    trained = ["--device", device, "--work", f"{tempfile.gettempdir()}/trainer", "--out", RECORDS]
-    trained += ["--crop-s=1", "--batch=2", "--steps=1", "--workers=0", "experiment=hubert_tiny"] if small else []
-    trained += [] if small else ["--batch=64", "--workers=8", "experiment=hubert_base", "compile=true"]
-    found["trainer"] = (400 if small else 150, [sys.executable, "benchmarks/trainer.py", *trained])
+    found["trainer"] = (400 if small else 150, trainer(device, small=small))
     alone = [*on, "apart=false"]
     found["families"] = (200, ossicle("step", f"experiments={families}", f"batch={1 if small else 64}", *alone))
     found["families_wide"] = (60, ossicle("step", f"experiments={wide}", f"batch={1 if small else 32}", *alone))
@@ -87,7 +102,17 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
         else ["rows=8", "max_s=2", "max_gb=50"]
     )
     found["mixers"] = (240, ossicle("mixer", f"device={device}", "precision=bfloat16", *lengths))
-    return found
+    return {name: found[name] for name in sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else 0)}
+
+
+def trainer(device: str, *, small: bool) -> list[str]:
+    """The command of the trainer beside its step."""
+    line = ["--device", device, "--work", f"{tempfile.gettempdir()}/trainer", "--out", RECORDS]
+    if small:
+        line += ["--crop-s=1", "--batch=2", "--steps=1", "--workers=0", "experiment=hubert_tiny"]
+    else:
+        line += ["--batch=64", "--workers=8", "--copies=4", "--no-after", "experiment=hubert_base", "compile=true"]
+    return [sys.executable, "benchmarks/trainer.py", *line]
 
 
 def ossicle(bench: str, *words: str) -> list[str]:
@@ -95,26 +120,58 @@ def ossicle(bench: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "ossicle.launch.cli", "bench", bench, *words]
 
 
+def carry_out(line: Sequence[str], log: Path) -> None:
+    """A command of Python in this process, whose output goes to a file."""
+    os.setsid()  # a session of its own, so that what it starts ends with it: what is left over slows what is timed next
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n===== {' '.join(line)}\n")
+        file.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if line[1] == "-m":
+        sys.argv = [line[2], *line[3:]]
+        runpy.run_module(line[2], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(line[1:])
+        runpy.run_path(line[1], run_name="__main__")
+
+
+def start(line: Sequence[str], log: Path) -> ForkProcess:
+    """Begin a command in a fork of this process."""
+    process = multiprocessing.get_context("fork").Process(target=carry_out, args=(line, log))
+    process.start()
+    return process
+
+
 def run(name: str, command: Sequence[str], limit_s: float, out: Path) -> tuple[str, object]:
     """What came of a task, in a word, and its records; all that it says is added to the log."""
     records = out / f"{name}.json"
     line = [str(records) if word == RECORDS else word for word in command]
     line += [f"out={records}"] if "bench" in command else []
-    with (out / "log.txt").open("a", encoding="utf-8") as log:
-        log.write(f"\n===== {name}: {' '.join(line)}\n")
-        log.flush()
-        # a session of its own, so that what it started ends with it: processes left over slow what is timed next
-        process = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  our own commands
-        try:
-            code = process.wait(limit_s)
-            outcome = "done" if code == 0 else f"ended with {code}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            outcome = f"stopped after {limit_s:.0f} s"
+    outcome = ended(start(line, out / "log.txt"), limit_s)
     found = read_json(records) if records.is_file() else None
     records.unlink(missing_ok=True)
     return outcome, found
+
+
+def ended(process: ForkProcess, limit_s: float) -> str:
+    """How a process ended, which has no more time than this."""
+    process.join(limit_s)
+    if process.exitcode is None:
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return f"stopped after {limit_s:.0f} s"
+    return "done" if process.exitcode == 0 else f"ended with {process.exitcode}"
+
+
+def import_all() -> None:
+    """Import what the tasks need, once for all of them."""
+    for name in IMPORTED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            sys.stderr.write(f"{name} is not imported beforehand: {error}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
@@ -134,16 +191,22 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
     unknown = set(options.only or ()) - set(known)
     if unknown:
         parser.error(f"there is no task {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
-    for name, (limit_s, command) in known.items():
-        if options.only is not None and name not in options.only:
-            continue
+    chosen = [name for name in known if options.only is None or name in options.only]
+    import_all()
+    preparing = None
+    if "trainer" in chosen:
+        preparing = start([*trainer(options.device, small=options.small), "--prepare"], options.out / "prepare.txt")
+    for name in chosen:
+        limit_s, command = known[name]
         left_s = end - time.monotonic()
         if left_s < 1:
             summary[name] = "no time was left"
             continue
-        start = time.monotonic()
+        if name == "trainer" and preparing is not None:
+            ended(preparing, left_s)
+        begin = time.monotonic()
         outcome, records[name] = run(name, command, min(limit_s, left_s), options.out)
-        summary[name] = f"{outcome}, {time.monotonic() - start:.0f} s"
+        summary[name] = f"{outcome}, {time.monotonic() - begin:.0f} s"
         write_json(options.out / "summary.json", summary)
         write_json(options.out / "records.json", records)
     write_json(options.out / "summary.json", summary)

@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,17 @@ def recordings(folder: Path, number: int, seconds: float) -> None:
     noise *= 1 + np.sin(np.arange(len(noise), dtype=np.float32) / RATE_HZ * 8)
     for index in range(number):
         soundfile.write(folder / f"{index:05d}.flac", noise[index * 997 :][:samples], RATE_HZ)
+
+
+def prepare(work: Path, number: int, seconds: float, copies: int) -> None:
+    """Recordings and their shards, where there are none; each recording stands there several times."""
+    if (work / "shards" / "dataset.json").is_file():
+        return
+    recordings(work / "recordings", number, seconds)
+    for file in sorted((work / "recordings").glob("*.flac")):
+        for copy in range(1, copies):
+            shutil.copy(file, file.with_stem(f"{file.stem}_{copy}"))
+    ossicle("prepare", "corpus=folder", f"input={work / 'recordings'}", f"output={work / 'shards'}")
 
 
 def bare(options: argparse.Namespace, out: Path) -> Mapping[str, object]:
@@ -82,11 +94,13 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, object]:
     parser.add_argument("--steps", type=int, default=20, help="steps between two readings")
     parser.add_argument("--workers", type=int, default=4, help="reading processes")
     parser.add_argument("--after", action=argparse.BooleanOptionalAction, default=True, help="the bare step once more")
+    parser.add_argument("--copies", type=int, default=1, help="how often each recording stands in the shards")
+    parser.add_argument("--prepare", action="store_true", help="make recordings and shards, and no more")
     parser.add_argument("words", nargs="*", default=["experiment=hubert_base"], help="overrides for both")
     options = parser.parse_args(argv)
-    if not (options.work / "shards" / "dataset.json").is_file():
-        recordings(options.work / "recordings", max(8, 5 * options.batch), options.crop_s + 0.4)
-        ossicle("prepare", "corpus=folder", f"input={options.work / 'recordings'}", f"output={options.work / 'shards'}")
+    prepare(options.work, max(8, 5 * options.batch), options.crop_s + 0.4, options.copies)
+    if options.prepare:
+        return {}
     steps = [bare(options, options.work / "bare.json")]
     readings = trained(options, options.work / "runs", options.work / "shards")
     if options.after:

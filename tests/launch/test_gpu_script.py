@@ -1,5 +1,7 @@
 import json
-import tempfile
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,24 +10,34 @@ from benchmarks.gpu import main, tasks
 from benchmarks.profile_step import main as profile_step
 
 
+def tried(out: Path, *words: str) -> dict[str, str]:
+    """The summary of a trial, in a process that may be forked: pytest's has threads."""
+    line = [sys.executable, "benchmarks/gpu.py", "--out", str(out), "--device", "cpu", "--small", *words]
+    temporary = out.parent / "temporary"
+    temporary.mkdir(exist_ok=True)
+    done = subprocess.run(line, env=os.environ | {"TMPDIR": str(temporary)}, check=True, capture_output=True, text=True)
+    summary = json.loads((out / "summary.json").read_text())
+    assert done.stdout.splitlines() == [f"{name}: {outcome}" for name, outcome in summary.items()]
+    return summary
+
+
 def test_its_commands_run_and_every_record_is_kept(tmp_path: Path) -> None:
-    line = ["--out", str(tmp_path), "--device", "cpu", "--small", "--only", "step,peers_1"]
-    summary = main(line)
+    out = tmp_path / "out"
+    summary = tried(out, "--only", "step,peers_1")
     assert set(summary) == {"step", "peers_1"}
-    assert all(str(outcome).startswith("done") for outcome in summary.values()), (tmp_path / "log.txt").read_text()
-    records = json.loads((tmp_path / "records.json").read_text())
+    assert all(outcome.startswith("done") for outcome in summary.values()), (out / "log.txt").read_text()
+    records = json.loads((out / "records.json").read_text())
     assert [record["experiment"] for record in records["step"]] == ["hubert_tiny"]
     assert [record["system"] for record in records["peers_1"]] == ["ossicle"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["log.txt", "records.json", "summary.json"]
+    assert sorted(file.name for file in out.iterdir()) == ["log.txt", "records.json", "summary.json"]
 
 
 @pytest.mark.slow
-def test_the_trainer_stands_beside_its_bare_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    summary = main(["--out", str(tmp_path), "--device", "cpu", "--small", "--only", "trainer"])
-    assert str(summary["trainer"]).startswith("done"), (tmp_path / "log.txt").read_text()
-    found = json.loads((tmp_path / "records.json").read_text())["trainer"]
+def test_the_trainer_stands_beside_its_bare_step(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = tried(out, "--only", "trainer")
+    assert summary["trainer"].startswith("done"), (out / "log.txt").read_text()
+    found = json.loads((out / "records.json").read_text())["trainer"]
     assert found["ratio"] == pytest.approx(found["trainer_audio_s_per_s"] / found["bare_audio_s_per_s"])
     assert (len(found["readings"]), len(found["bare"])) == (3, 2)
 
@@ -43,9 +55,20 @@ def test_a_profile_names_operators_and_their_time(tmp_path: Path) -> None:
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
-    summary = main(["--out", str(tmp_path), "--device", "cpu", "--small", "--limit", "2", "--only", "tests,mixers"])
-    assert "stopped after" in str(summary["tests"]) or "ended with" in str(summary["tests"])
-    assert summary["mixers"] == "no time was left" or "stopped after" in str(summary["mixers"])
+    assert tried(tmp_path / "out", "--limit", "1", "--only", "mixers") == {"mixers": "no time was left"}
+
+
+@pytest.mark.parametrize(
+    ("words", "outcome"),
+    [("'-m', 'http.server', '0'", "stopped after 2 s"), ("'-m', 'json.tool', 'absent.json'", "ended with")],
+)
+def test_how_a_task_ended_is_said(tmp_path: Path, words: str, outcome: str) -> None:
+    log = tmp_path / "log.txt"
+    code = "import sys; from pathlib import Path; from benchmarks.gpu import ended, start; "
+    code += f"print(ended(start([sys.executable, {words}], Path({str(log)!r})), 2))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(outcome)
+    assert words.split("'")[3] in log.read_text()
 
 
 def test_a_task_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
