@@ -45,12 +45,15 @@ FAMILIES = (
     "best_rq", "spiral_base", "essl", "mr_hubert", "data2vec_base",
 )  # fmt: skip
 """Experiments whose papers claim a speed."""
+COMPILED = ("hubert_base", "summary_mixing_wav2vec2", "sew_small", "spiral_base", "essl")
+"""Experiments that wait for the host, or read and write much between products, where nothing is compiled."""
 WIDE = ("hubert_base", "data2vec2_base")
 """Such as need more memory than the others, and what they stand beside."""
 EVERY = "[ossicle,transformers,transformers_wav2vec2,torchaudio,minimal_hubert]"
 """Systems of the table of peers."""
 ORDER = (
-    "tests", "peers_64", "trainer", "families_wide", "mixers", "peers_11", "families", "step", "peers_32", "all_tests",
+    "tests", "peers_64", "trainer", "families_wide", "mixers", "peers_11", "families_compiled", "families", "step",
+    "peers_32", "all_tests",
 )  # fmt: skip
 """What matters most comes first."""
 RECORDS = "RECORDS"
@@ -70,6 +73,7 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
     on = [f"device={device}", crop, *often]
     sizes = ["sizes={dim: 16, layers: 1, heads: 2, ffn_dim: 32, conv_dim: 16}"] if small else []
     told = "[" + ",".join(json.dumps(name) for name in (("hubert_tiny",) if small else STEP)) + "]"
+    built = ",".join(json.dumps(f"{name} compile=true") for name in (("hubert_tiny",) if small else COMPILED))
     families, wide = (
         f"[{','.join(names)}]" for names in ((("hubert_tiny", "best_rq_tiny"),) * 2 if small else (FAMILIES, WIDE))
     )
@@ -95,6 +99,7 @@ def tasks(device: str, *, small: bool) -> dict[str, tuple[float, list[str]]]:
     alone = [*on, "apart=false"]
     found["families"] = (200, ossicle("step", f"experiments={families}", f"batch={1 if small else 64}", *alone))
     found["families_wide"] = (60, ossicle("step", f"experiments={wide}", f"batch={1 if small else 32}", *alone))
+    found["families_compiled"] = (200, ossicle("step", f"experiments=[{built}]", f"batch={1 if small else 64}", *alone))
     found["step"] = (180, ossicle("step", f"experiments={told}", f"batch={1 if small else 64}", *alone))
     lengths = (
         ["lengths=[50,100]", "mixers=[attention,summary]", "dim=16", "heads=2", "repeats=1"]

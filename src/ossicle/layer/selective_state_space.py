@@ -32,7 +32,9 @@ def fused_scan(device: str) -> Callable[..., Tensor] | None:
     else:
         _logger.info("selective scan on %s runs as mamba-ssm's kernel", device)
         return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-    _logger.info("selective scan on %s runs as this package's operation: %s", device, problem)
+    # On the meta device nothing runs: that a count of operations was taken is nobody's news.
+    level = logging.DEBUG if device == "meta" else logging.INFO
+    _logger.log(level, "selective scan on %s runs as this package's operation: %s", device, problem)
     return None
 
 

@@ -31,9 +31,9 @@ def mean_summary(
     Returns:
         Means in float32 at least, shape (B, T, D), or (B, 1, D) where all frames of a row have the same.
     """
-    x_BTD, weights_BT1 = _weighed(x_BTD, valid_BT)
     if chunk is None:
-        return x_BTD.sum(1, keepdim=True) / weights_BT1.sum(1, keepdim=True).clamp(min=1)
+        return _mean_of_rows(x_BTD, valid_BT)
+    x_BTD, weights_BT1 = _weighed(x_BTD, valid_BT)
     num_frames = x_BTD.shape[1]
     sums_BND = _sums_of_chunks(x_BTD, chunk, left_chunks)
     counts_BN1 = _sums_of_chunks(weights_BT1, chunk, left_chunks)
@@ -95,6 +95,15 @@ def decaying_sum(x_BTD: Float[Tensor, "B T D"], decay: float) -> Float[Tensor, "
     fading_C1 = torch.pow(decay, (places + 1).to(torch.float64)).to(x_BTD.dtype)[:, None]
     carried_BND = functional.pad(ends_BND, (0, 0, 1, 0))
     return (within_BNCD + fading_C1 * carried_BND[:, :, None]).flatten(1, 2)[:, :num_frames]
+
+
+def _mean_of_rows(x_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """The mean of each row, (B, 1, D): summed in float32 at least, without a copy of that type."""
+    dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+    if valid_BT is None:
+        return x_BTD.sum(1, keepdim=True, dtype=dtype) / max(1, x_BTD.shape[1])
+    sum_B1D = x_BTD.masked_fill(~valid_BT[..., None], 0).sum(1, keepdim=True, dtype=dtype)
+    return sum_B1D / valid_BT.sum(1)[:, None, None].clamp(min=1)
 
 
 def _weighed(x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor]:
