@@ -97,15 +97,11 @@ def test_torch_can_trace_the_operators() -> None:
     torch.library.opcheck(softmax_cpu.softmax_dropout_backward, arguments)
 
 
-def test_without_a_compiler_another_kernel_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(softmax_cpu, "COMPILERS", ("no-such-compiler",))
-    softmax_cpu.library.cache_clear()
-    softmax_cpu.missing.cache_clear()
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_another_kernel_serves() -> None:
     case = Case("cpu", torch.bfloat16, 64, dropout=True)
     assert "no C++ compiler" in str(BACKENDS["native"].refusal(case))
     assert BACKENDS["sdpa"].refusal(case) is None
-    softmax_cpu.library.cache_clear()
-    softmax_cpu.missing.cache_clear()
 
 
 def test_long_rows_without_dropout_hold_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,17 @@
 import ctypes
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from ossicle.layer.dropout import Dropout
-from ossicle.ops import dropout as facade
 from ossicle.ops import dropout_cpu
 from ossicle.ops.dropout import dropout
 from ossicle.ops.dropout_hash import draw_seed, draw_seeds, keep_mask, keep_places
+from ossicle.ops.native import build
 
-native = pytest.mark.skipif(dropout_cpu.missing() is not None, reason="no C++ compiler")
+native = pytest.mark.skipif(dropout_cpu.CODE.refusal is not None, reason="no C++ compiler")
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)]
 
 
@@ -111,18 +110,6 @@ def test_without_dropout_nothing_is_drawn() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.fixture
-def without_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    caches = (dropout_cpu.library, dropout_cpu.missing, facade._refusal)
-    monkeypatch.setattr(dropout_cpu, "COMPILERS", ("no-such-compiler",))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
-
-
 @pytest.mark.usefixtures("without_compiler")
 def test_without_a_compiler_torchs_own_serve_and_the_reason_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.randn(100, 10).bfloat16()
@@ -134,14 +121,14 @@ def test_without_a_compiler_torchs_own_serve_and_the_reason_is_said_once(caplog:
 
 
 def test_a_header_is_part_of_what_is_compiled(tmp_path: Path) -> None:
-    if dropout_cpu.missing() is not None:
+    if dropout_cpu.CODE.refusal is not None:
         pytest.skip("no C++ compiler")
     source = tmp_path / "one.cpp"
     source.write_text('#include "number.hpp"\nextern "C" int number() { return value; }\n')
     found = []
     for value in (1, 2):
         (tmp_path / "number.hpp").write_text(f"constexpr int value = {value};\n")
-        built = dropout_cpu.native.build(source)
+        built = build(source)
         built.number.restype = ctypes.c_int
         found.append(built.number())
     assert found == [1, 2]

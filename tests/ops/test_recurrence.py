@@ -8,22 +8,11 @@ import torch
 from hypothesis import strategies as st
 
 from ossicle.meter.flops import count_macs
-from ossicle.ops import recurrence, recurrence_cpu, recurrence_loop
+from ossicle.ops import native, recurrence_cpu, recurrence_loop
 from ossicle.ops.recurrence import light_gru, light_gru_reference, reverse_frames
 from tests.ops.apart import compiled, interpreted
 
 EPSILONS = [None, 1e-5]
-
-
-@pytest.fixture
-def fresh_choice() -> object:
-    """The kernel is chosen anew in the test, and again after it."""
-    caches = (recurrence._kernel, recurrence_cpu.refusal, recurrence_cpu.library)
-    for cache in caches:
-        cache.cache_clear()
-    yield None
-    for cache in caches:
-        cache.cache_clear()
 
 
 def problem(
@@ -79,8 +68,8 @@ def test_states_and_gradients_equal_those_of_autograd(
     grad = torch.randn_like(expected)
     of_gates, of_weights = torch.autograd.grad(expected, (gates, weights), grad)
     module = recurrence_cpu if path == "compiled" else recurrence_loop
-    if path == "compiled" and recurrence_cpu.refusal() is not None:
-        pytest.skip(str(recurrence_cpu.refusal()))
+    if path == "compiled" and recurrence_cpu.CODE.refusal is not None:
+        pytest.skip(recurrence_cpu.CODE.refusal)
     run = module.forward(gates.detach(), weights.detach(), epsilon)
     torch.testing.assert_close(run.states_RBTU, expected.detach(), atol=1e-10, rtol=1e-10)
     got, of_products = module.backward(grad, run, weights.detach(), epsilon)
@@ -163,11 +152,8 @@ def test_each_row_is_reversed_from_its_own_end(lengths: list[int]) -> None:
     assert torch.equal(reverse_frames(x_BTD), x_BTD.flip(1))
 
 
-def test_without_a_compiler_it_runs_as_a_loop_and_says_why_once(
-    fresh_choice: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert fresh_choice is None
-    monkeypatch.setattr(recurrence_cpu, "COMPILERS", ("no-such-compiler",))
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_it_runs_as_a_loop_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
     gates, weights = problem(2, 4, 3)
     with caplog.at_level(logging.INFO, logger="ossicle.ops.recurrence"):
         states = light_gru(gates, weights)
@@ -178,14 +164,12 @@ def test_without_a_compiler_it_runs_as_a_loop_and_says_why_once(
 
 
 def test_a_source_that_does_not_compile_is_refused_with_the_compilers_words(
-    fresh_choice: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert fresh_choice is None
     broken = tmp_path / "broken.cpp"
     broken.write_text("int main( {")
-    monkeypatch.setattr(recurrence_cpu, "_SOURCE", broken)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    refusal = recurrence_cpu.refusal()
+    refusal = native.Source(broken).refusal
     if refusal is None or "no C++ compiler" in refusal:
         pytest.skip("no compiler to refuse")
     assert "broken.cpp" in refusal

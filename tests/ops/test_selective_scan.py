@@ -6,22 +6,10 @@ import torch
 from hypothesis import strategies as st
 
 from ossicle.ops import selective_scan as scans
-from ossicle.ops import selective_scan_cpu
 from ossicle.ops.associative_scan import linear_scan, selective_scan_by_pairs
 from ossicle.ops.selective_scan import selective_scan
 from ossicle.ops.selective_scan_run import SEGMENT
 from tests.ops.apart import compiled, interpreted, said
-
-
-@pytest.fixture
-def fresh_choice() -> object:
-    """The kernel is chosen anew in the test, and again after it."""
-    caches = (scans._kernel, selective_scan_cpu.refusal, selective_scan_cpu.library)
-    for cache in caches:
-        cache.cache_clear()
-    yield None
-    for cache in caches:
-        cache.cache_clear()
 
 
 def problem(
@@ -159,11 +147,8 @@ def test_its_products_are_counted_there_and_back() -> None:
     assert counter.get_total_flops() == 3 * 2 * (2 * 50 * 6 * 4)
 
 
-def test_without_a_compiler_it_runs_in_torch_and_says_why_once(
-    fresh_choice: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert fresh_choice is None
-    monkeypatch.setattr(selective_scan_cpu, "COMPILERS", ("no-such-compiler",))
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_it_runs_in_torch_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
     tensors = problem(1, 7, 3, 2)
     for _ in range(2):
         torch.testing.assert_close(selective_scan(*tensors), selective_scan_by_pairs(*tensors), rtol=0, atol=0)

@@ -27,15 +27,12 @@ def selective_scan_by_pairs(  # noqa: PLR0917
     with the frames and not with their states.
 
     Args:
-        x_BTE: Frames, shape (B, T, E).
-        step_BTE: Positive steps in time (Delta), same shape.
-        rates_EN: Negative rates (A), shape (E, N).
-        enter_BTN: How a frame enters the states (B), shape (B, T, N).
-        leave_BTN: How the states leave (C), same shape.
+        x_BTE: As all to ``leave_BTN`` what it takes there, of one type.
+        step_BTE: See there.
+        rates_EN: See there.
+        enter_BTN: See there.
+        leave_BTN: See there.
         segment: Frames of a segment.
-
-    Returns:
-        Shape (B, T, E).
     """
     frames = [tensor.split(segment, 1) for tensor in (x_BTE, step_BTE, enter_BTN, leave_BTN)]
     state_BEN = x_BTE.new_zeros(len(x_BTE), *rates_EN.shape)

@@ -150,7 +150,7 @@ class Native(Backend):
 
     @override
     def missing(self) -> str | None:
-        return softmax_cpu.missing()
+        return softmax_cpu.CODE.refusal
 
     @override
     def refusal(self, case: Case) -> str | None:

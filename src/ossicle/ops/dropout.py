@@ -47,7 +47,7 @@ def _native(x: Tensor) -> bool:
 @functools.cache
 def _refusal() -> str | None:
     """Why own C++ does not serve here, or None; logged when it is first asked."""
-    reason = dropout_cpu.missing()
+    reason = dropout_cpu.CODE.refusal
     if reason is not None:
         _logger.warning("dropout is torch's own: the C++ of a CPU %s", reason)
     return reason

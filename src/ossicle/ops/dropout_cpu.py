@@ -1,7 +1,6 @@
 """Dropout on a CPU in one pass: C++ that is compiled at first use. torch's own draws a mask number by number."""
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Final
 
@@ -14,24 +13,16 @@ from ossicle.ops import native
 from ossicle.ops.dropout_hash import threshold_of
 
 SUFFIXES: Final = {torch.float32: "float", torch.bfloat16: "bfloat16"}
-COMPILERS = native.COMPILERS
-_SOURCE = Path(__file__).with_name("dropout_cpu.cpp")
 
 
-@functools.cache
-def missing() -> str | None:
-    """Why this machine cannot run it, or None where it can; builds it when it is first asked."""
-    return native.refusal(library)
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled code; raises what :func:`ossicle.ops.native.build` raises."""
-    built = native.build(_SOURCE, COMPILERS)
+def _declare(library: ctypes.CDLL) -> None:
+    """Types of the arguments."""
     pointer, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     for suffix in SUFFIXES.values():
-        getattr(built, f"dropout_{suffix}").argtypes = [pointer] * 3 + [count, real] + [count] * 3
-    return built
+        getattr(library, f"dropout_{suffix}").argtypes = [pointer] * 3 + [count, real] + [count] * 3
+
+
+CODE: Final = native.Source(Path(__file__).with_name("dropout_cpu.cpp"), _declare)
 
 
 class Dropout(torch.autograd.Function):
@@ -60,7 +51,7 @@ def dropped(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     out = torch.empty_like(x)
     columns = x.shape[-1]
     rows = x.numel() // max(columns, 1)
-    getattr(library(), f"dropout_{SUFFIXES[x.dtype]}")(
+    getattr(CODE.library, f"dropout_{SUFFIXES[x.dtype]}")(
         x.data_ptr(), out.data_ptr(), seed.data_ptr(), threshold_of(dropout), 1 / (1 - dropout),
         rows, columns, torch.get_num_threads(),
     )  # fmt: skip

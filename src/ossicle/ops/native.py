@@ -4,6 +4,7 @@ It needs a C++ compiler and nothing of torch's headers, so that it is built in t
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -54,17 +55,34 @@ def build(source: Path, compilers: Sequence[str] = COMPILERS, flags: Sequence[st
     return ctypes.CDLL(str(target))
 
 
-def refusal(load: Callable[[], object]) -> str | None:
-    """Why code cannot be had, or None where it can.
+class Source:
+    """A file of C++, compiled when it is first asked for.
 
     Args:
-        load: Calls :func:`build`.
+        file: The file.
+        declare: States the types of its functions' arguments where more than pointers and C's own are handed over.
     """
-    try:
-        load()
-    except (BuildError, OSError) as error:
-        return f"cannot be built ({error})"
-    return None
+
+    def __init__(self, file: Path, declare: Callable[[ctypes.CDLL], None] | None = None) -> None:
+        self.file = file
+        self.declare = declare
+
+    @functools.cached_property
+    def library(self) -> ctypes.CDLL:
+        """The compiled code; raises what :func:`build` raises."""
+        library = build(self.file, COMPILERS)
+        if self.declare is not None:
+            self.declare(library)
+        return library
+
+    @functools.cached_property
+    def refusal(self) -> str | None:
+        """Why this machine cannot run it, or None where it can."""
+        try:
+            _ = self.library
+        except (BuildError, OSError) as error:
+            return f"cannot be built ({error})"
+        return None
 
 
 def _build(command: Sequence[str], source: Path, target: Path) -> None:

@@ -81,7 +81,7 @@ _LOOP = _Kernel("a loop over frames in torch", recurrence_loop.forward, recurren
 def _kernel(device: str, dtype: torch.dtype) -> _Kernel:
     """The fastest way on a device, logged when it is first asked for with the reason of a fallback."""
     if device == "cpu":
-        problem = recurrence_cpu.refusal()
+        problem = recurrence_cpu.CODE.refusal
         fast = _Kernel("compiled C++", recurrence_cpu.forward, recurrence_cpu.backward)
     elif importlib.util.find_spec("triton") is None:
         fast, problem = _LOOP, "triton is not installed"

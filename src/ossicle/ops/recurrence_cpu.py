@@ -1,7 +1,6 @@
 """The light gated recurrence on a CPU: C++ that is compiled at first use, called through its plain C interface."""
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +10,8 @@ from torch import Tensor
 from ossicle.ops import native
 from ossicle.ops.recurrence_loop import Run
 
-COMPILERS = native.COMPILERS
 SUFFIXES: Final = {torch.float32: "float", torch.float64: "double"}
-_SOURCE = Path(__file__).with_name("recurrence_cpu.cpp")
+CODE: Final = native.Source(Path(__file__).with_name("recurrence_cpu.cpp"))
 
 
 def forward(gates_RBTW: Tensor, recurrent_RWU: Tensor, epsilon: float | None) -> Run:
@@ -32,18 +30,6 @@ def backward(grad_RBTU: Tensor, run: Run, recurrent_RWU: Tensor, epsilon: float 
     return grad_gates_RBTW, grad_products_RBTW
 
 
-@functools.cache
-def refusal() -> str | None:
-    """Why this machine cannot run it, or None where it can; builds it when it is first asked."""
-    return native.refusal(library)
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled code; raises what :func:`ossicle.ops.native.build` raises."""
-    return native.build(_SOURCE, COMPILERS)
-
-
 def _call(way: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...], epsilon: float | None) -> None:
     """Run one way of the recurrence; the last tensors are written.
 
@@ -55,7 +41,7 @@ def _call(way: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...], epsilon
     """
     if not all(sizes):
         return
-    function = getattr(library(), f"light_gru_{way}_{SUFFIXES[tensors[0].dtype]}")
+    function = getattr(CODE.library, f"light_gru_{way}_{SUFFIXES[tensors[0].dtype]}")
     function(
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
         *map(ctypes.c_int64, sizes),

@@ -69,7 +69,7 @@ def _serves(device: str, dtype: torch.dtype) -> bool:
 def _kernel(device: str, dtype: torch.dtype) -> _Kernel | None:
     """The kernel of a device, logged when it is first asked for; None, with the reason, where torch has to serve."""
     if device == "cpu":
-        problem = selective_scan_cpu.refusal()
+        problem = selective_scan_cpu.CODE.refusal
         fast = _Kernel("compiled C++", selective_scan_cpu.forward, selective_scan_cpu.backward)
     elif importlib.util.find_spec("triton") is None:
         fast, problem = None, "triton is not installed"

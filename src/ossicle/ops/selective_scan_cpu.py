@@ -1,7 +1,6 @@
 """The recurrence of selective state spaces on a CPU: C++ that is compiled at first use."""
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Final
 
@@ -11,10 +10,9 @@ from torch import Tensor
 from ossicle.ops import native
 from ossicle.ops.selective_scan_run import SEGMENT, Inputs, Run
 
-COMPILERS = native.COMPILERS
 SUFFIXES: Final = {torch.float32: "float", torch.float64: "double"}
 _LANES: Final = 64  # kLanes
-_SOURCE = Path(__file__).with_name("selective_scan_cpu.cpp")
+CODE: Final = native.Source(Path(__file__).with_name("selective_scan_cpu.cpp"))
 
 
 def forward(inputs: Inputs) -> Run:
@@ -35,18 +33,6 @@ def backward(grad_BTE: Tensor, inputs: Inputs, starts_BSNE: Tensor) -> Inputs:
     return Inputs(*grads, rates_parts_BNE.sum(0).T.contiguous(), *(parts_CBTN.sum(0) for parts_CBTN in parts_2CBTN))
 
 
-@functools.cache
-def refusal() -> str | None:
-    """Why this machine cannot run it, or None where it can; builds it when it is first asked."""
-    return native.refusal(library)
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled code; raises what :func:`ossicle.ops.native.build` raises."""
-    return native.build(_SOURCE, COMPILERS)
-
-
 def _call(way: str, tensors: tuple[Tensor, ...]) -> None:
     """Run one way of the scan; the last tensors are written.
 
@@ -58,6 +44,6 @@ def _call(way: str, tensors: tuple[Tensor, ...]) -> None:
     states = next(tensor.shape[0] for tensor in tensors if tensor.dim() == 2)
     if not rows * frames * channels * states:
         return
-    function = getattr(library(), f"selective_scan_{way}_{SUFFIXES[tensors[0].dtype]}")
+    function = getattr(CODE.library, f"selective_scan_{way}_{SUFFIXES[tensors[0].dtype]}")
     sizes = (rows, frames, channels, states, SEGMENT, torch.get_num_threads())
     function(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *map(ctypes.c_int64, sizes))

@@ -5,7 +5,6 @@ over the scores again and again: to scale, for a softmax that is safe, to draw a
 """
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Final
 
@@ -16,26 +15,18 @@ from ossicle.ops import native
 from ossicle.ops.dropout_hash import threshold_of
 
 SUFFIXES: Final = {torch.float32: "float", torch.bfloat16: "bfloat16"}
-COMPILERS = native.COMPILERS
-_SOURCE = Path(__file__).with_name("softmax_cpu.cpp")
 
 
-@functools.cache
-def missing() -> str | None:
-    """Why this machine cannot run it, or None where it can; builds it when it is first asked."""
-    return native.refusal(library)
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled code; raises what :func:`ossicle.ops.native.build` raises."""
-    built = native.build(_SOURCE, COMPILERS)
+def _declare(library: ctypes.CDLL) -> None:
+    """Types of the arguments."""
     pointer, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     after = [pointer, count, real, real, count, count, count, count]
     for suffix in SUFFIXES.values():
-        getattr(built, f"softmax_{suffix}").argtypes = [pointer] * 4 + after
-        getattr(built, f"softmax_backward_{suffix}").argtypes = [pointer] * 4 + after
-    return built
+        getattr(library, f"softmax_{suffix}").argtypes = [pointer] * 4 + after
+        getattr(library, f"softmax_backward_{suffix}").argtypes = [pointer] * 4 + after
+
+
+CODE: Final = native.Source(Path(__file__).with_name("softmax_cpu.cpp"), _declare)
 
 
 @torch.library.custom_op("ossicle::softmax_dropout", mutates_args=(), device_types="cpu")
@@ -61,7 +52,7 @@ def softmax_dropout(  # noqa: PLR0917  operators of torch take their arguments i
     dropped_RC = _dropped_like(weights_RC, dropout)
     rows, columns = scores_RC.shape
     valid = None if valid_BC is None else valid_BC.contiguous()
-    getattr(library(), f"softmax_{SUFFIXES[dtype]}")(
+    getattr(CODE.library, f"softmax_{SUFFIXES[dtype]}")(
         scores_RC.data_ptr(), None if valid is None else valid.data_ptr(), weights_RC.data_ptr(), _place(dropped_RC),
         seed.data_ptr(), threshold_of(dropout), 1 / (1 - dropout), temperature,
         rows, columns, rows if valid is None else rows // len(valid), torch.get_num_threads(),
@@ -94,7 +85,7 @@ def softmax_dropout_backward(
     _check(grad_RC, weights_RC.dtype)
     dropped_RC, grad_scores_RC = _dropped_like(weights_RC, dropout), torch.empty_like(weights_RC)
     rows, columns = weights_RC.shape
-    getattr(library(), f"softmax_backward_{SUFFIXES[weights_RC.dtype]}")(
+    getattr(CODE.library, f"softmax_backward_{SUFFIXES[weights_RC.dtype]}")(
         weights_RC.data_ptr(), grad_RC.data_ptr(), _place(dropped_RC), grad_scores_RC.data_ptr(),
         seed.data_ptr(), threshold_of(dropout), 1 / (1 - dropout), temperature,
         rows, columns, rows, torch.get_num_threads(),
