@@ -26,6 +26,11 @@ def interpreted(code: str) -> str:
     return said(code, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
+def here(code: str) -> None:
+    """The same in this process, for kernels that run on a GPU: importing takes long on machines that are lent."""
+    exec(code, {})  # noqa: S102  the tests' own
+
+
 def compiled(kernel: Any, known: dict[str, object], kinds: dict[str, str], stored: str, **options: int) -> Any:
     """What Triton makes of a kernel for an H100, which need not be here.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ossicle.ops.distance_attention import attend_by_distance
 from tests.mixer.loops import array, softmax_means
-from tests.ops.apart import compiled, interpreted, said
+from tests.ops.apart import compiled, here, interpreted
 
 PLACES = [0, 1, 4, 5, 6, 11, 30]
 
@@ -147,8 +147,7 @@ def test_shapes_types_and_operations_are_known_without_a_gpu(table: bool) -> Non
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
 def test_the_kernels_equal_float64_on_a_gpu(dtype: str, tolerance: float) -> None:
-    code = CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert said(code) == "equal"
+    here(CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})")
 
 
 @pytest.mark.gpu

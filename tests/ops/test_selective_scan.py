@@ -9,7 +9,7 @@ from ossicle.ops import selective_scan as scans
 from ossicle.ops.associative_scan import linear_scan, selective_scan_by_pairs
 from ossicle.ops.selective_scan import selective_scan
 from ossicle.ops.selective_scan_run import SEGMENT
-from tests.ops.apart import compiled, interpreted, said
+from tests.ops.apart import compiled, here, interpreted
 
 
 def problem(
@@ -194,4 +194,4 @@ def test_the_triton_kernels_compile_for_a_gpu_that_is_not_here() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_triton_kernels_equal_float64_on_a_gpu() -> None:
-    assert said(CASES + "\ncheck('cuda')\nprint('equal')") == "equal"
+    here(CASES + "\ncheck('cuda')")

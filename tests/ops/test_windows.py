@@ -4,7 +4,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ossicle.ops.windows import activated_windows, activated_windows_reference, normalised_filters
-from tests.ops.apart import compiled, interpreted, said
+from tests.ops.apart import compiled, here, interpreted
 
 
 def reference(
@@ -138,8 +138,7 @@ def test_the_operators_shapes_and_work_are_known_without_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_the_triton_kernels_equal_float64_on_a_gpu(dtype: str, tolerance: float) -> None:
-    code = CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})\nprint('equal')"
-    assert said(code) == "equal"
+    here(CASES + f"\ncheck('cuda', torch.{dtype}, {tolerance})")
 
 
 @pytest.mark.gpu
