@@ -68,11 +68,14 @@ def settings_of(config: Mapping[str, Any]) -> "Settings":
     """
     import torch
 
+    from ossicle.core.processor import note_bf16
     from ossicle.launch.bench.mixers import Settings
 
     precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if config["precision"] not in precisions:
         raise ConfigError(f"precision={config['precision']} is unknown", f"choose from {', '.join(precisions)}")
+    if config["precision"] == "bfloat16" and config["device"] == "cpu":
+        note_bf16()
     if config["device"] not in {"cpu", "cuda"}:
         raise ConfigError(f"device={config['device']} is unknown", "choose from cpu, cuda")
     if config["device"] == "cuda" and not torch.cuda.is_available():

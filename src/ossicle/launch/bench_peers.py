@@ -42,11 +42,14 @@ def systems() -> Mapping[str, "Callable[[Shape, StepWork], Subject]"]:
 def task(cfg: "DictConfig") -> list[Record]:
     """Measure every system at every precision, print the tables, and write the records where ``out`` says."""
     from ossicle.core.files import write_json
+    from ossicle.core.processor import note_bf16
     from ossicle.system.execution import MODES
 
     config = resolved(cfg)
     chosen = [one_of(name, "systems", systems()) for name in listed(config["systems"])]
     precisions = [one_of(name, "precision", ("float32", "bfloat16")) for name in listed(config["precision"])]
+    if "bfloat16" in precisions and config["device"] == "cpu":
+        note_bf16()
     shape = shape_of(config)
     records: list[Record] = []
     for compiled in listed(config["compile"]):

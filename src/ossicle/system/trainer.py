@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from ossicle.core.errors import ConfigError
+from ossicle.core.processor import multiplies_bf16, note_bf16
 from ossicle.system.average import WeightAverage
 from ossicle.system.build import Experiment
 from ossicle.system.checkpoint_io import AtomicCheckpointIO
@@ -38,21 +39,17 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
     Raises:
         ConfigError: The precision is unknown, or is float16: its range is too small for losses that are sums.
     """
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if precision in {"auto", "fastest"}:
-        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-        native = torch.cuda.is_bf16_supported() if on_gpu else precision == "fastest" and cpu_multiplies_bf16()
+        native = torch.cuda.is_bf16_supported() if on_gpu else precision == "fastest" and multiplies_bf16()
         return "bf16-mixed" if native else "32-true"
     if precision not in PRECISIONS:
         raise ConfigError(
             f"precision={precision} is not one that runs take", f"choose auto, fastest, {', '.join(PRECISIONS)}"
         )
+    if PRECISIONS[precision] == "bf16-mixed" and not on_gpu:
+        note_bf16()
     return PRECISIONS[precision]
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bf16 products (AVX-512 BF16 or AMX); without them bf16 is slower."""
-    found = torch.backends.cpu.get_cpu_capability() in {"AVX512", "AMX"}
-    return found and bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  torch offers no public question
 
 
 def make_callbacks(experiment: Experiment, run_dir: Path, config: Mapping[str, object]) -> list[Callback]:
