@@ -8,6 +8,8 @@ from typing_extensions import override
 
 from ossicle.core.shapes import Float
 from ossicle.layer.feed_forward import INIT_STD
+from ossicle.ops.gelu import bias_gelu
+from ossicle.ops.grouped_product import grouped_product
 
 
 @final
@@ -32,6 +34,8 @@ class GroupedLinear(nn.Module):
         """Map each frame alone."""
         if self.groups == 1:
             return nn.functional.linear(x_BTD, self.weight[0].mT, self.bias)
-        grouped_GPC = x_BTD.flatten(0, 1).unflatten(-1, (self.groups, -1)).transpose(0, 1)
-        mapped_PGC = torch.bmm(grouped_GPC, self.weight).transpose(0, 1)
-        return mapped_PGC.flatten(1).unflatten(0, x_BTD.shape[:2]) + self.bias
+        return grouped_product(x_BTD, self.weight) + self.bias
+
+    def gelu(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
+        """The same and a GELU, by the kernel that takes bias and GELU together where there is one."""
+        return bias_gelu(grouped_product(x_BTD, self.weight), self.bias)

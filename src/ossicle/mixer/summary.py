@@ -14,6 +14,7 @@ from ossicle.layer.feed_forward import init_linear
 from ossicle.layer.grouped import GroupedLinear
 from ossicle.layer.multi_head import check_heads
 from ossicle.mixer.base import Mixer
+from ossicle.ops.gelu import linear_gelu
 from ossicle.ops.summary import decaying_summary, mean_summary
 
 KINDS: Final = ("mean", "fast", "lite")
@@ -69,8 +70,8 @@ class Summary(Mixer):
         self.chunk = chunk
         self.left_chunks = left_chunks
         self.joint = init_linear(nn.Linear(dim, 2 * dim)) if kind == "fast" else None
-        self.local = _network(dim, hidden, num_heads) if kind == "mean" else None
-        self.summary = None if kind == "fast" else _network(dim, hidden, num_heads)
+        self.local = _Network(dim, hidden, num_heads) if kind == "mean" else None
+        self.summary = None if kind == "fast" else _Network(dim, hidden, num_heads)
         self.dropout = Dropout(dropout)
         self.combine = None if kind == "lite" else init_linear(nn.Linear(2 * dim, dim))
 
@@ -86,7 +87,10 @@ class Summary(Mixer):
             assert self.summary is not None
             local_BTD, summed_BTD = self.local(x_BTD), self.summary(x_BTD)
         mean_BTD = self._mean(summed_BTD, valid_BT).expand(local_BTD.shape)
-        return functional.gelu(self.combine(self.dropout(torch.cat([local_BTD, mean_BTD], -1))))
+        both_BTE = self.dropout(torch.cat([local_BTD, mean_BTD], -1))
+        if type(self.combine) is nn.Linear:
+            return linear_gelu(both_BTE, self.combine.weight, self.combine.bias)
+        return functional.gelu(self.combine(both_BTE))  # what stands in its place multiplies in another way
 
     def _mean(self, x_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
         """The mean that each frame is given, (B, T, D) or (B, 1, D)."""
@@ -95,9 +99,17 @@ class Summary(Mixer):
         return mean_summary(x_BTD, valid_BT, chunk=self.chunk, left_chunks=self.left_chunks).to(x_BTD.dtype)
 
 
-def _network(dim: int, hidden: int, num_heads: int) -> nn.Sequential:
+class _Network(nn.Sequential):
     """One hidden layer with a GELU, in blocks."""
-    return nn.Sequential(GroupedLinear(dim, hidden, num_heads), nn.GELU(), GroupedLinear(hidden, dim, num_heads))
+
+    def __init__(self, dim: int, hidden: int, num_heads: int) -> None:
+        super().__init__(GroupedLinear(dim, hidden, num_heads), nn.GELU(), GroupedLinear(hidden, dim, num_heads))
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        first, _, second = self
+        assert isinstance(first, GroupedLinear)
+        return second(first.gelu(input))
 
 
 def _check_window(decay: float | None, chunk: int | None, left_chunks: int | None) -> None:

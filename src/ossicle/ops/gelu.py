@@ -28,10 +28,19 @@ def linear_gelu(
     """
     if x.device.type != "cuda":
         return functional.gelu(functional.linear(x, weight_DC, bias_D))
-    product = functional.linear(x, weight_DC)
-    if not serves("bias and GELU", (product.dtype,)):
-        return functional.gelu(product + bias_D)
-    return _forward(product.flatten(0, -2), bias_D).view(product.shape)
+    return bias_gelu(functional.linear(x, weight_DC), bias_D)
+
+
+def bias_gelu(x: Float[Tensor, "*rest D"], bias_D: Float[Tensor, " D"]) -> Float[Tensor, "*rest D"]:
+    """``gelu(x + bias)``.
+
+    Args:
+        x: Products, shape (..., D).
+        bias_D: What is added to each frame, shape (D,).
+    """
+    if x.device.type != "cuda" or not serves("bias and GELU", (x.dtype,)):
+        return functional.gelu(x + bias_D)
+    return _forward(x.flatten(0, -2), bias_D).view(x.shape)
 
 
 @torch.library.custom_op("ossicle::bias_gelu", mutates_args=())
