@@ -7,18 +7,23 @@ gradients of queries and biases, one over queries for those of keys and values.
 """
 
 import math
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ossicle.ops.dropout_triton import drops, kept
-
-_LOG2_E: Final = tl.constexpr(1 / math.log(2))
-_NEVER: Final = tl.constexpr(-1e30)
-"""The score of a key that is padding: finite, so that a row without any real key stays finite."""
+from ossicle.ops.distance_attention_tiles import (
+    add_by_distance,
+    bias_of,
+    gradients_of_logits,
+    kept_pairs,
+    load_tile,
+    logits_of,
+    store_tile,
+)
+from ossicle.ops.dropout_triton import drops
 
 
 class Inputs(NamedTuple):
@@ -113,109 +118,6 @@ def _tiles(inputs: Inputs, *, forth: bool) -> dict[str, int | bool | str]:
 
 
 @triton.jit
-def _tile(  # noqa: PLR0917
-    x: tl.tensor,
-    row: tl.tensor,
-    head: tl.tensor,
-    t: tl.tensor,
-    heads: tl.tensor,
-    frames: tl.tensor,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> tl.tensor:
-    """One head of some frames, from (B, T, H, K): (frames, K) with zeros around."""
-    c = tl.arange(0, BLOCK_K)
-    place = ((row * frames + t) * heads + head)[:, None] * WIDTH + c[None, :]
-    return tl.load(x + place, mask=(t < frames)[:, None] & (c < WIDTH)[None, :], other=0.0)
-
-
-@triton.jit
-def _store(  # noqa: PLR0917
-    x: tl.tensor,
-    values: tl.tensor,
-    row: tl.tensor,
-    head: tl.tensor,
-    t: tl.tensor,
-    heads: tl.tensor,
-    frames: tl.tensor,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> None:
-    """The other way round."""
-    c = tl.arange(0, BLOCK_K)
-    place = ((row * frames + t) * heads + head)[:, None] * WIDTH + c[None, :]
-    tl.store(x + place, values.to(x.dtype.element_ty), mask=(t < frames)[:, None] & (c < WIDTH)[None, :])
-
-
-@triton.jit
-def _bias(  # noqa: PLR0917
-    scores: tl.tensor,
-    places: tl.tensor,
-    row: tl.tensor,
-    head: tl.tensor,
-    q: tl.tensor,
-    t: tl.tensor,
-    frames: tl.tensor,
-) -> tl.tensor:
-    """What a query's weight is multiplied with, of queries ``q`` by keys ``t``."""
-    if scores is not None:
-        distance = t[None, :] - q[:, None] + (frames - 1)
-        there = (distance >= 0) & (distance < 2 * frames - 1)
-        return tl.load(scores + head * (2 * frames - 1) + distance, mask=there, other=0.0)
-    if places is not None:
-        q = tl.load(places + row * frames + q, mask=q < frames, other=0)
-        t = tl.load(places + row * frames + t, mask=t < frames, other=0)
-    return -tl.abs(t[None, :] - q[:, None]).to(tl.float32)
-
-
-@triton.jit
-def _logits(  # noqa: PLR0917
-    query: tl.tensor,
-    key: tl.tensor,
-    bias: tl.tensor,
-    valid: tl.tensor,
-    row: tl.tensor,
-    t: tl.tensor,
-    frames: tl.tensor,
-    scale: tl.tensor,
-    PRECISION: tl.constexpr,
-) -> tl.tensor:
-    """Scores of queries by keys, of which 2^x is the weight."""
-    product = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-    logits = (product * scale + bias) * _LOG2_E
-    if valid is not None:
-        real = tl.load(valid + row * frames + t, mask=t < frames, other=0)
-        logits = tl.where((real != 0)[None, :], logits, _NEVER)
-    return tl.where((t < frames)[None, :], logits, float("-inf"))
-
-
-@triton.jit
-def _kept_pairs(  # noqa: PLR0917
-    shares: tl.tensor,
-    seeds: tl.tensor,
-    line: tl.tensor,
-    q: tl.tensor,
-    t: tl.tensor,
-    frames: tl.tensor,
-    threshold: tl.tensor,
-    gain: tl.tensor,
-    DROPS: tl.constexpr,
-) -> tl.tensor:
-    """What dropout leaves of queries by keys, whose place is that in (B, H, T, T)."""
-    place = (line * frames + q)[:, None] * frames + t[None, :]
-    return kept(shares, seeds, place, threshold, gain, DROPS)
-
-
-@triton.jit
-def _add(  # noqa: PLR0917
-    score_grad: tl.tensor, of_bias: tl.tensor, head: tl.tensor, q: tl.tensor, t: tl.tensor, frames: tl.tensor
-) -> None:
-    """To the gradient of each distance what all pairs at that distance have."""
-    place = head * (2 * frames - 1) + t[None, :] - q[:, None] + (frames - 1)
-    tl.atomic_add(score_grad + place, of_bias, mask=(q < frames)[:, None] & (t < frames)[None, :], sem="relaxed")
-
-
-@triton.jit
 def _forward_kernel(  # noqa: PLR0917
     queries: tl.tensor,
     keys: tl.tensor,
@@ -242,25 +144,25 @@ def _forward_kernel(  # noqa: PLR0917
     line = tl.program_id(1).to(tl.int64)
     row, head = line // heads, line % heads
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    query = _tile(queries, row, head, q, heads, frames, WIDTH, BLOCK_K)
+    query = load_tile(queries, row, head, q, heads, frames, WIDTH, BLOCK_K)
     weight = tl.load(weights + line * frames + q, mask=q < frames, other=0.0)
     highest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     out = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     for start in range(0, frames, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        key = _tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
-        value = _tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
-        bias = weight[:, None] * _bias(scores, places, row, head, q, t, frames)
-        logits = _logits(query, key, bias, valid, row, t, frames, scale, PRECISION)
+        key = load_tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
+        value = load_tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
+        bias = weight[:, None] * bias_of(scores, places, row, head, q, t, frames)
+        logits = logits_of(query, key, bias, valid, row, t, frames, scale, PRECISION)
         above = tl.maximum(highest, tl.max(logits, 1))
         share = tl.exp2(logits - above[:, None])
         fade = tl.exp2(highest - above)
         total = total * fade + tl.sum(share, 1)
-        share = _kept_pairs(share, seeds, line, q, t, frames, threshold, gain, DROPS)
+        share = kept_pairs(share, seeds, line, q, t, frames, threshold, gain, DROPS)
         out = tl.dot(share.to(value.dtype), value, out * fade[:, None], input_precision=PRECISION)
         highest = above
-    _store(mixed, out / total[:, None], row, head, q, heads, frames, WIDTH, BLOCK_K)
+    store_tile(mixed, out / total[:, None], row, head, q, heads, frames, WIDTH, BLOCK_K)
     tl.store(sums + line * frames + q, highest + tl.log2(total), mask=q < frames)
 
 
@@ -296,9 +198,9 @@ def _query_kernel(  # noqa: PLR0917
     line = tl.program_id(1).to(tl.int64)
     row, head = line // heads, line % heads
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    query = _tile(queries, row, head, q, heads, frames, WIDTH, BLOCK_K)
-    grad = _tile(grads, row, head, q, heads, frames, WIDTH, BLOCK_K)
-    said = _tile(mixed, row, head, q, heads, frames, WIDTH, BLOCK_K)
+    query = load_tile(queries, row, head, q, heads, frames, WIDTH, BLOCK_K)
+    grad = load_tile(grads, row, head, q, heads, frames, WIDTH, BLOCK_K)
+    said = load_tile(mixed, row, head, q, heads, frames, WIDTH, BLOCK_K)
     weight = tl.load(weights + line * frames + q, mask=q < frames, other=0.0)
     lse = tl.load(sums + line * frames + q, mask=q < frames, other=float("inf"))
     along = tl.sum(grad.to(tl.float32) * said.to(tl.float32), 1)
@@ -308,21 +210,20 @@ def _query_kernel(  # noqa: PLR0917
     mean, drift = tl.zeros((BLOCK_Q,), dtype=tl.float32), tl.zeros((BLOCK_Q,), dtype=tl.float32)
     for start in range(0, frames, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        key = _tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
-        value = _tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
-        unit = _bias(scores, places, row, head, q, t, frames)
-        logits = _logits(query, key, weight[:, None] * unit, valid, row, t, frames, scale, PRECISION)
-        of_share = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
-        of_share = _kept_pairs(of_share, seeds, line, q, t, frames, threshold, gain, DROPS)
-        share = tl.exp2(logits - lse[:, None])
-        of_logit = share * (of_share - along[:, None])
+        key = load_tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
+        value = load_tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
+        unit = bias_of(scores, places, row, head, q, t, frames)
+        share, of_logit = gradients_of_logits(
+            query, key, value, grad, weight[:, None] * unit, lse, along, q, t,
+            valid, seeds, line, row, frames, scale, threshold, gain, DROPS, PRECISION,
+        )  # fmt: skip
         of_query = tl.dot(of_logit.to(key.dtype), key, of_query, input_precision=PRECISION)
         of_weight += tl.sum(of_logit * unit, 1)
         mean += tl.sum(share * unit, 1)
         drift += tl.sum(of_logit, 1)
         if scores is not None:
-            _add(score_grad, of_logit * weight[:, None], head, q, t, frames)
-    _store(query_grad, of_query * scale, row, head, q, heads, frames, WIDTH, BLOCK_K)
+            add_by_distance(score_grad, of_logit * weight[:, None], head, q, t, frames)
+    store_tile(query_grad, of_query * scale, row, head, q, heads, frames, WIDTH, BLOCK_K)
     # A query's gradients of logits add up to zero but for the rounding of what it said, which distances would magnify.
     tl.store(weight_grad + line * frames + q, of_weight - mean * drift, mask=q < frames)
 
@@ -357,25 +258,24 @@ def _key_kernel(  # noqa: PLR0917
     line = tl.program_id(1).to(tl.int64)
     row, head = line // heads, line % heads
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    key = _tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
-    value = _tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
+    key = load_tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
+    value = load_tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
     of_key = tl.zeros((BLOCK_T, BLOCK_K), dtype=tl.float32)
     of_value = tl.zeros((BLOCK_T, BLOCK_K), dtype=tl.float32)
     for start in range(0, frames, BLOCK_Q):
         q = start + tl.arange(0, BLOCK_Q)
-        query = _tile(queries, row, head, q, heads, frames, WIDTH, BLOCK_K)
-        grad = _tile(grads, row, head, q, heads, frames, WIDTH, BLOCK_K)
+        query = load_tile(queries, row, head, q, heads, frames, WIDTH, BLOCK_K)
+        grad = load_tile(grads, row, head, q, heads, frames, WIDTH, BLOCK_K)
         weight = tl.load(weights + line * frames + q, mask=q < frames, other=0.0)
         lse = tl.load(sums + line * frames + q, mask=q < frames, other=float("inf"))
         along = tl.load(alongs + line * frames + q, mask=q < frames, other=0.0)
-        unit = _bias(scores, places, row, head, q, t, frames)
-        logits = _logits(query, key, weight[:, None] * unit, valid, row, t, frames, scale, PRECISION)
-        share = tl.exp2(logits - lse[:, None])
-        left = _kept_pairs(share, seeds, line, q, t, frames, threshold, gain, DROPS)
+        unit = bias_of(scores, places, row, head, q, t, frames)
+        share, of_logit = gradients_of_logits(
+            query, key, value, grad, weight[:, None] * unit, lse, along, q, t,
+            valid, seeds, line, row, frames, scale, threshold, gain, DROPS, PRECISION,
+        )  # fmt: skip
+        left = kept_pairs(share, seeds, line, q, t, frames, threshold, gain, DROPS)
         of_value = tl.dot(tl.trans(left.to(grad.dtype)), grad, of_value, input_precision=PRECISION)
-        of_share = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
-        of_share = _kept_pairs(of_share, seeds, line, q, t, frames, threshold, gain, DROPS)
-        of_logit = share * (of_share - along[:, None])
         of_key = tl.dot(tl.trans(of_logit.to(query.dtype)), query, of_key, input_precision=PRECISION)
-    _store(key_grad, of_key * scale, row, head, t, heads, frames, WIDTH, BLOCK_K)
-    _store(value_grad, of_value, row, head, t, heads, frames, WIDTH, BLOCK_K)
+    store_tile(key_grad, of_key * scale, row, head, t, heads, frames, WIDTH, BLOCK_K)
+    store_tile(value_grad, of_value, row, head, t, heads, frames, WIDTH, BLOCK_K)

@@ -5,8 +5,6 @@ computes: of W, the first U are update gates, the last U candidates.
 """
 
 import functools
-import importlib.util
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -16,10 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Bool, Float
-from ossicle.ops import recurrence_cpu, recurrence_loop
+from ossicle.ops import kernel_choice, recurrence_cpu, recurrence_loop
 from ossicle.ops.recurrence_loop import Run
-
-_logger = logging.getLogger(__name__)
 
 
 def light_gru(
@@ -69,33 +65,26 @@ def reverse_frames(x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] 
 class _Kernel:
     """One way to run the recurrence there and back."""
 
-    name: str
     forward: Callable[[Tensor, Tensor, float | None], Run]
     backward: Callable[[Tensor, Run, Tensor, float | None], tuple[Tensor, Tensor]]
 
 
-_LOOP = _Kernel("a loop over frames in torch", recurrence_loop.forward, recurrence_loop.backward)
+_LOOP = _Kernel(recurrence_loop.forward, recurrence_loop.backward)
 
 
 @functools.cache
 def _kernel(device: str, dtype: torch.dtype) -> _Kernel:
     """The fastest way on a device, logged when it is first asked for with the reason of a fallback."""
-    if device == "cpu":
-        problem = recurrence_cpu.CODE.refusal
-        fast = _Kernel("compiled C++", recurrence_cpu.forward, recurrence_cpu.backward)
-    elif importlib.util.find_spec("triton") is None:
-        fast, problem = _LOOP, "triton is not installed"
-    else:
-        # Only here: triton is slow to import, and CPU runs need none of it.
-        from ossicle.ops import recurrence_triton  # noqa: PLC0415
-
-        problem = recurrence_triton.refusal(device, dtype)
-        fast = _Kernel("a Triton kernel", recurrence_triton.forward, recurrence_triton.backward)
-    if problem is not None:
-        _logger.warning("light gated recurrence on %s runs as %s: %s", device, _LOOP.name, problem)
+    if not kernel_choice.serves(
+        "light gated recurrence", device, dtype, recurrence_cpu.CODE, "a loop over frames in torch"
+    ):
         return _LOOP
-    _logger.info("light gated recurrence on %s runs as %s", device, fast.name)
-    return fast
+    if device == "cpu":
+        return _Kernel(recurrence_cpu.forward, recurrence_cpu.backward)
+    # Only here: triton is slow to import, and CPU runs need none of it.
+    from ossicle.ops import recurrence_triton  # noqa: PLC0415
+
+    return _Kernel(recurrence_triton.forward, recurrence_triton.backward)
 
 
 @torch.library.custom_op("ossicle::light_gru", mutates_args=())

@@ -19,13 +19,6 @@ BLOCK_ROWS: Final = 16
 """Rows of a program: the fewest that a tensor core takes."""
 
 
-def refusal(device: str, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot serve a device and type, or None where they can."""
-    if device != "cuda":
-        return "the Triton kernel needs a CUDA device"
-    return None if dtype == torch.float32 else f"the Triton kernel computes in float32, not in {dtype}"
-
-
 def forward(gates_RBTW: Tensor, recurrent_RWU: Tensor, epsilon: float | None) -> Run:
     """What ``ossicle.ops.recurrence_loop.forward`` gives."""
     run = Run.empty(gates_RBTW, epsilon)

@@ -1,8 +1,6 @@
 """The recurrence of selective state spaces as one operation: torch.compile sees one node, not one a frame."""
 
 import functools
-import importlib.util
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,11 +10,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ossicle.core.shapes import Float
-from ossicle.ops import selective_scan_cpu
+from ossicle.ops import kernel_choice, selective_scan_cpu
 from ossicle.ops.associative_scan import selective_scan_by_pairs
 from ossicle.ops.selective_scan_run import Inputs, Run
-
-_logger = logging.getLogger(__name__)
 
 
 def selective_scan(
@@ -53,7 +49,6 @@ def selective_scan(
 class _Kernel:
     """One way to run the scan there and back."""
 
-    name: str
     forward: Callable[[Inputs], Run]
     backward: Callable[[Tensor, Inputs, Tensor], Inputs]
 
@@ -68,22 +63,16 @@ def _serves(device: str, dtype: torch.dtype) -> bool:
 @functools.cache
 def _kernel(device: str, dtype: torch.dtype) -> _Kernel | None:
     """The kernel of a device, logged when it is first asked for; None, with the reason, where torch has to serve."""
-    if device == "cpu":
-        problem = selective_scan_cpu.CODE.refusal
-        fast = _Kernel("compiled C++", selective_scan_cpu.forward, selective_scan_cpu.backward)
-    elif importlib.util.find_spec("triton") is None:
-        fast, problem = None, "triton is not installed"
-    else:
-        # Only here: triton is slow to import, and CPU runs need none of it.
-        from ossicle.ops import selective_scan_triton  # noqa: PLC0415
-
-        problem = selective_scan_triton.refusal(device, dtype)
-        fast = _Kernel("a Triton kernel", selective_scan_triton.forward, selective_scan_triton.backward)
-    if fast is None or problem is not None:
-        _logger.warning("selective scan on %s runs as an associative scan in torch: %s", device, problem)
+    if not kernel_choice.serves(
+        "selective scan", device, dtype, selective_scan_cpu.CODE, "an associative scan in torch"
+    ):
         return None
-    _logger.info("selective scan on %s runs as %s", device, fast.name)
-    return fast
+    if device == "cpu":
+        return _Kernel(selective_scan_cpu.forward, selective_scan_cpu.backward)
+    # Only here: triton is slow to import, and CPU runs need none of it.
+    from ossicle.ops import selective_scan_triton  # noqa: PLC0415
+
+    return _Kernel(selective_scan_triton.forward, selective_scan_triton.backward)
 
 
 @torch.library.custom_op("ossicle::selective_scan", mutates_args=())

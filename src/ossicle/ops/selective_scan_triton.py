@@ -20,13 +20,6 @@ LAUNCH: Final = {"num_warps": 1}
 """A program is one warp: the sums over channels and states of each frame then wait for no other."""
 
 
-def refusal(device: str, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot serve a device and type, or None where they can."""
-    if device != "cuda":
-        return "the Triton kernel needs a CUDA device"
-    return None if dtype == torch.float32 else f"the Triton kernel computes in float32, not in {dtype}"
-
-
 def forward(inputs: Inputs) -> Run:
     """What ``ossicle.ops.selective_scan`` asks for on the way there."""
     run = Run.empty(inputs)
