@@ -116,17 +116,17 @@ class CostMeter(Watcher):
             self._macs[num_samples] = macs
         return macs_per_audio_s(self._macs, crops, system.model.clock.rate_hz)
 
-    def write(self, trainer: Trainer, system: LightningModule) -> None:
-        """Write cost.json and the sums behind it."""
+    def write(self, trainer: Trainer, system: LightningModule, *, durable: bool = True) -> None:
+        """Write cost.json and the sums behind it; ``durable``: so that they outlast a loss of power."""
         assert isinstance(system, Pretraining)
         totals = self.totals(system, trainer.world_size)
         if trainer.is_global_zero:
-            make_card(totals, self.facts(system)).write(self.path)
-            write_json(self.sums_path, asdict(totals))
+            make_card(totals, self.facts(system)).write(self.path, durable=durable)
+            write_json(self.sums_path, asdict(totals), durable=durable)
 
     @override
     def on_metrics(self, trainer: Trainer, system: LightningModule, metrics: Mapping[str, float], step: int) -> None:
-        self.write(trainer, system)
+        self.write(trainer, system, durable=False)  # a disk takes longer than a step
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -56,7 +56,8 @@ class SharesMeter(Watcher):
         if heard is None or not any(totals.values()):
             return {}
         if trainer.is_global_zero:
-            write_json(self.path, report(heard, totals, vars(trainer)["datamodule"].index.rate_hz))
+            shares = report(heard, totals, vars(trainer)["datamodule"].index.rate_hz)
+            write_json(self.path, shares, durable=False)  # a disk takes longer than a step
         whole = sum(totals.values())
         if len(totals) <= _MOST_COLUMNS:
             return {f"data/share/{name}": count / whole for name, count in totals.items()}

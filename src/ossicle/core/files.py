@@ -11,11 +11,16 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Generator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb", *, durable: bool = True) -> Generator[IO[Any]]:
     """Open a file that appears under its name only when the block ends well.
 
     The bytes go to a hidden sibling, are flushed to the disk, and take the name in one step. A killed writer, an
     error or a full disk leaves what stood there before.
+
+    Args:
+        path: The file.
+        mode: How it is opened.
+        durable: Whether it outlasts a loss of power too. Waiting for the disk takes milliseconds to tenths of a second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
@@ -23,7 +28,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Generator[IO[Any]]:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
@@ -32,9 +38,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Generator[IO[Any]]:
         Path(name).unlink(missing_ok=True)  # nothing stands there once it has its own name
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically, readable and with a stable order of keys as given."""
-    with atomic_write(path, "w") as file:
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Write JSON atomically, readable and with a stable order of keys as given; ``durable`` as in atomic_write."""
+    with atomic_write(path, "w", durable=durable) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 

@@ -91,9 +91,9 @@ class CostCard:
             )
         return cls(**entries)
 
-    def write(self, path: Path) -> None:
-        """Write cost.json whole."""
-        write_json(path, self.to_json())
+    def write(self, path: Path, *, durable: bool = True) -> None:
+        """Write cost.json whole; ``durable``: so that it outlasts a loss of power."""
+        write_json(path, self.to_json(), durable=durable)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -67,7 +67,12 @@ def feature_penalty(features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, ""]:
 
 def frame_deviation(x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, ""]:
     """Standard deviation over a row's frames, averaged over channels and rows: near 0 where all frames are alike."""
-    return x_BTD.detach().float().std(dim=1, correction=0).mean()
+    x_BTD = x_BTD.detach().float()
+    if x_BTD.is_cuda:
+        return x_BTD.std(dim=1, correction=0).mean()
+    # a CPU takes twenty times longer for std over frames, value by value, than for these vectors
+    centred_BTD = x_BTD - x_BTD.mean(1, keepdim=True)
+    return centred_BTD.square_().mean(1).sqrt().mean()
 
 
 def regression_loss(

@@ -1,6 +1,7 @@
 """Training steps that take turns, each system in a process of its own: what disturbs a machine disturbs all alike."""
 
 import gc
+import logging
 import math
 import platform
 import statistics
@@ -21,6 +22,8 @@ from ossicle.core.memory import peak_resident_bytes
 from ossicle.launch.bench.player import Player
 from ossicle.launch.bench.rounds import Round
 from ossicle.meter.energy import EnergyCounter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,8 @@ def take_turns(
         steps: Timed steps of each turn.
         rounds: How often each has its turn.
         together: Whether all are built at the same time, which takes memory for all first steps at once and makes the
-            times of these mean nothing. Else one after another.
+            times of these mean nothing. Else one after another, each of which has its first turn then: a system that
+            compiles for minutes takes nothing from what was measured before it.
 
     Returns:
         What each did, by name; one that lacks a package or fails has its reason.
@@ -192,13 +196,13 @@ def take_turns(
             stack.callback(player.dismiss)
             if not together:
                 _await_start(player, results[name])
+                _one_turn(name, player, results[name], steps)
         for name, player in players.items():
             if together:
                 _await_start(player, results[name])
-        for _ in range(rounds):
+        for _ in range(rounds if together else rounds - 1):
             for name, player in players.items():
-                if results[name].absent is None:
-                    _one_turn(player, results[name], steps)
+                _one_turn(name, player, results[name], steps)
         for name, player in players.items():
             if results[name].absent is None:
                 memory = player.ask("memory", 0)
@@ -228,10 +232,11 @@ def alone(build: Builder, work: StepWork, *, steps: int, rounds: int) -> Measure
             if not result.turns[-1].finite:
                 result.absent = "its loss is not a number"
         result.peak_memory_bytes = _peak(device)
-    except (OssicleError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001  Triton's own errors are among them, and others are still to be measured
         result.absent = _reason(error)
     torch.set_num_threads(threads)
     subject = None
+    torch.compiler.reset()  # the next one's graphs are not to be taken for this one's with other sizes
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -249,7 +254,10 @@ def _await_start(player: Player, result: Measured) -> None:
         result.absent = str(told)
 
 
-def _one_turn(player: Player, result: Measured, steps: int) -> None:
+def _one_turn(name: str, player: Player, result: Measured, steps: int) -> None:
+    """A turn of a system that is there; what it did is told at once, for what follows may be cut off."""
+    if result.absent is not None:
+        return
     told = player.ask("turn", steps)
     if not isinstance(told, Turn):
         result.absent = str(told)
@@ -257,6 +265,7 @@ def _one_turn(player: Player, result: Measured, steps: int) -> None:
         result.absent = "its loss is not a number"
     else:
         result.turns.append(told)
+        log.info("%s: %.5g audio-s/s", name, told.round.audio_s / told.round.wall_s)
 
 
 def play(build: Builder, work: StepWork, line: Connection, method: str) -> None:
@@ -284,7 +293,7 @@ def play(build: Builder, work: StepWork, line: Connection, method: str) -> None:
                 line.send(_peak(device))
     except EOFError:
         return
-    except (OssicleError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001  others go on: Triton's own errors are among them
         line.send(_reason(error))
 
 
