@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounter
 from ossicle.core.errors import MissingExtraError
 from ossicle.launch.config import groups
 from ossicle.launch.parts import option
-from ossicle.mixer.base import Mixer, MixerStack, build_mixers
+from ossicle.mixer.base import Mixer, MixerStack, Placed, build_mixers, run_placed
 
 DIM = 24
 SMALL = {"num_heads": 3, "dropout": 0.0}
@@ -35,11 +35,11 @@ def factory(name: str, **more: object) -> Callable[[int], Mixer] | MixerStack:
     return partial(cls, **arguments) if is_partial else cls(**arguments)
 
 
-def mixers(name: str, num_layers: int = 2) -> list[Mixer]:
+def mixers(name: str, num_layers: int = 2, **more: object) -> list[Mixer]:
     """Some layers of a mixer, with weights that leave nothing at zero."""
     torch.manual_seed(1)
     try:
-        built = build_mixers(factory(name), [DIM] * num_layers)
+        built = build_mixers(factory(name, **more), [DIM] * num_layers)
     except MissingExtraError as error:
         pytest.skip(str(error))
     for mixer in built:
@@ -156,3 +156,16 @@ def test_its_weights_load_into_another_of_its_kind(name: str) -> None:
     second.load_state_dict(first.state_dict())
     x_BTD = torch.randn(2, 13, DIM)
     assert torch.equal(first(x_BTD), second(x_BTD))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_reads_no_order_mixes_frames_in_any_order_to_the_same(name: str) -> None:
+    mixer = mixers(name, 1, window=2, stride=4)[0].eval().double()
+    x_BTD = torch.randn(2, 12, DIM, dtype=torch.float64)
+    order_T = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    wanted_BTD, moved_BTD = mixer(x_BTD)[:, order_T], x_BTD[:, order_T]
+    if isinstance(mixer, Placed):
+        got_BTD = run_placed(mixer, mixer, moved_BTD, None, order_T.expand(2, -1))
+    else:
+        got_BTD = mixer(moved_BTD)
+    assert torch.allclose(got_BTD, wanted_BTD.expand(got_BTD.shape), atol=1e-9) == (not mixer.reads_order)

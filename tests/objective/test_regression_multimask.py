@@ -11,6 +11,8 @@ from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
 from ossicle.encoder.recurrent import Recurrent
 from ossicle.frontend.logmel import LogMel
+from ossicle.launch.config import compose
+from ossicle.launch.experiment import build_on_meta, resolved
 from ossicle.layer.decoder import ConvolutionDecoder
 from ossicle.objective.regression_multimask import RegressionMultimask
 from ossicle.ops.masking import masked_flags
@@ -135,6 +137,25 @@ def test_an_encoder_that_needs_every_frame_is_refused() -> None:
     model = Backbone(LogMel(num_mels=12), Recurrent(partial(nn.Identity), dim=DIM))
     with pytest.raises(ConfigError, match="encodes unmasked frames alone"):
         make(model)
+
+
+@pytest.mark.parametrize(
+    ("words", "can"),
+    [
+        (["mixer=relative_attention"], False),
+        (["mixer=summary"], True),
+        (["mixer=summary", "+mixer.decay=0.9"], False),
+        (["encoder=conformer"], False),
+        (["mixer=rotary"], True),
+    ],
+)
+def test_mixers_that_would_take_frames_that_are_left_for_neighbours_are_refused(words: list[str], can: bool) -> None:
+    config = resolved(compose("pretrain", ["experiment=data2vec2_tiny", "data=shards", "data.shards=null", *words]))
+    if can:
+        build_on_meta(config)
+        return
+    with pytest.raises(ConfigError, match="would take those that are left for neighbours"):
+        build_on_meta(config)
 
 
 def test_no_masking_is_refused() -> None:

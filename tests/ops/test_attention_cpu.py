@@ -116,3 +116,26 @@ def test_long_rows_without_dropout_hold_no_scores(monkeypatch: pytest.MonkeyPatc
 
 def test_the_source_comes_with_the_package() -> None:
     assert Path(softmax_cpu.__file__).with_name("softmax_cpu.cpp").is_file()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_in_blocks_it_is_the_same_and_keeps_no_block(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    kept: list[int] = []
+    valid_BT = torch.arange(23) < torch.tensor([23, 1, 9])[:, None]
+    whole = [x.detach().float().requires_grad_() for x in drawn(4, 3, 23, 2, 8)]
+    if dropout:  # each block draws a seed of its own: all take the same here
+        monkeypatch.setattr("ossicle.ops.attention_cpu.draw_seed", lambda: torch.tensor(11))
+    wanted = gradients(cpu_attention, whole, valid_BT, 0.0)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+        torch.manual_seed(5)
+        out = cpu_attention(*whole[:3], valid_BT, dropout, budget=3 * 2 * 23 * 5)
+    assert max(kept) <= 3 * 2 * 23 * 8  # queries, keys and values; scores of a block are 3 x 2 x 5 x 23 of five blocks
+    assert len(kept) < 40
+    found = (out, *torch.autograd.grad(out, whole[:3], whole[3].to(out.dtype)))
+    if dropout:
+        again = gradients(lambda *x: cpu_attention(*x, budget=3 * 2 * 23 * 5), whole, valid_BT, dropout)
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+        assert not torch.allclose(found[0], wanted[0])
+    else:
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)

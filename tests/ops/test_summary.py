@@ -42,6 +42,16 @@ def test_means_equal_a_float64_loop_over_pairs(chunk: int | None, left_chunks: i
     torch.testing.assert_close(whole[0], expected, atol=1e-11, rtol=1e-11)
 
 
+def test_a_windows_mean_loses_no_digits_in_a_long_row_and_hears_nothing_beyond_it() -> None:
+    x_BTD = 3 + torch.randn(1, 64_000, 2, generator=torch.Generator().manual_seed(0))
+    got = mean_summary(x_BTD, chunk=16, left_chunks=1)
+    own = x_BTD.double().unflatten(1, (-1, 16)).mean(2)
+    expected = ((own + own.roll(1, 1)) / 2)[:, 1:].repeat_interleave(16, 1)
+    torch.testing.assert_close(got[:, 16:].double(), expected, atol=3e-6, rtol=0)
+    x_BTD[:, 0] = torch.inf
+    assert mean_summary(x_BTD, chunk=16, left_chunks=1)[:, 32:].isfinite().all()
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 7, 70])
 @pytest.mark.parametrize("decay", [0.3, 0.995])
 @hypothesis.given(lengths=LENGTHS)

@@ -1,6 +1,9 @@
 import torch
 from torch import nn
 
+from ossicle.encoder.recurrent import RecurrentBlock
+from ossicle.layer.grouped import GroupedLinear
+from ossicle.layer.recurrence import LightRecurrence
 from ossicle.optim.groups import decay_groups
 
 
@@ -38,3 +41,10 @@ def test_every_trained_parameter_is_in_exactly_one_group() -> None:
     grouped = [id(p) for p in (*groups.decayed, *groups.plain)]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+def test_matrices_of_layers_that_torch_does_not_know_decay() -> None:
+    grouped, light, gru = GroupedLinear(6, 6, 2), LightRecurrence(6, 4, momentum=0.1, epsilon=1e-5), RecurrentBlock(6)
+    assert {id(p) for p in decay_groups(grouped).decayed} == {id(grouped.weight)}
+    assert id(light.recurrent) in {id(p) for p in decay_groups(light).decayed}
+    assert {id(p) for p in decay_groups(gru).decayed} == {id(p) for p in gru.parameters() if p.ndim == 2}

@@ -23,9 +23,11 @@ class Block(nn.Module, ABC):
 
     Attributes:
         recompute: Whether training keeps nothing of the block but what goes in, and makes it again on the way back.
+        drops_frames: Whether some of a row's frames may be left out: none of the others takes it for a neighbour.
     """
 
     recompute: bool = False
+    drops_frames: bool = False
 
     @abstractmethod
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
@@ -50,6 +52,7 @@ class TransformerBlock(Block):
     def __init__(self, mixer: Mixer, dim: int, ffn_dim: int, *, dropout: float, activation_dropout: float) -> None:
         super().__init__()
         self.mixer = mixer
+        self.drops_frames = not mixer.reads_order
         self.mixer_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)

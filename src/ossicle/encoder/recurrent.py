@@ -21,6 +21,8 @@ class RecurrentBlock(Block):
         dim: Width (D).
     """
 
+    decays = True
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim

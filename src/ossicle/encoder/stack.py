@@ -42,8 +42,6 @@ class Stack(Encoder):
         ConfigError: If ``layer_drop`` is no probability below one.
     """
 
-    drops_frames = True
-
     def __init__(
         self,
         blocks: Sequence[Block],
@@ -59,6 +57,7 @@ class Stack(Encoder):
         super().__init__()
         self.dim = dim
         self.num_layers = len(blocks)
+        self.drops_frames = all(block.drops_frames for block in blocks)
         self.norm_first = norm_first
         self.layer_drop = check_layer_drop(layer_drop)
         self.position = (

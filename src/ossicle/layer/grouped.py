@@ -22,6 +22,8 @@ class GroupedLinear(nn.Module):
         groups: Groups; must divide both.
     """
 
+    decays = True
+
     def __init__(self, in_dim: int, out_dim: int, groups: int) -> None:
         super().__init__()
         self.groups = groups

@@ -42,6 +42,8 @@ class LightRecurrence(nn.Module):
         epsilon: Added to the variance of a layer norm over the recurrent products; None for no norm.
     """
 
+    decays = True
+
     def __init__(self, dim: int, units: int, *, momentum: float, epsilon: float | None) -> None:
         super().__init__()
         self.epsilon = epsilon

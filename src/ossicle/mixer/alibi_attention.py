@@ -33,6 +33,8 @@ class AlibiAttention(MultiHead, Placed):
 
     slope_H: Tensor
 
+    reads_order = False
+
     def __init__(
         self, dim: int, num_heads: int = 12, dropout: float = 0.1, *, owner: "AlibiAttention | None" = None
     ) -> None:

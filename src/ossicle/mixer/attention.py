@@ -27,6 +27,8 @@ class Attention(MultiHead, Mixer):
         ConfigError: If the heads do not divide the width, or the backend is not to be had.
     """
 
+    reads_order = False
+
     def __init__(
         self,
         dim: int,

@@ -17,7 +17,14 @@ class Mixer(nn.Module, ABC):
 
     A block adds the residual, the norm and the dropout; a mixer is the map alone. Every mixer takes the model width as
     its first argument, ``dim``; its other hyperparameters come from its YAML file.
+
+    Attributes:
+        reads_order: Whether frames that stand beside each other are taken for neighbours in time. Where it is False,
+            frames in another order are mixed to the same, and some of a row may be left out; a :class:`Placed` mixer
+            is told where those that are left stand.
     """
+
+    reads_order: bool = True
 
     @abstractmethod
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

@@ -25,6 +25,8 @@ class LinearAttention(MultiHead, Mixer):
         ConfigError: If the heads do not divide the width.
     """
 
+    reads_order = False
+
     def __init__(self, dim: int, num_heads: int = 12) -> None:
         super().__init__(dim, num_heads)
 

@@ -33,6 +33,8 @@ class Polynomial(Mixer):
         ConfigError: There is no polynomial.
     """
 
+    reads_order = False
+
     def __init__(self, dim: int, degree: int = 2, expand: int = 2) -> None:
         super().__init__()
         if degree < 1 or expand < 1:

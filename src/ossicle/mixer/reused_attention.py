@@ -36,6 +36,8 @@ class ReusedAttention(Lender):
         ConfigError: If the heads do not divide the width, or the backend is not to be had.
     """
 
+    reads_order = False
+
     def __init__(
         self,
         dim: int,

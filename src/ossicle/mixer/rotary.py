@@ -30,6 +30,8 @@ class Rotary(MultiHead, Placed):
         ConfigError: If the heads do not divide the width, are of odd width, or the backend is not to be had.
     """
 
+    reads_order = False
+
     def __init__(
         self, dim: int, num_heads: int = 12, dropout: float = 0.1, base: float = 10_000.0, backend: str = AUTO
     ) -> None:

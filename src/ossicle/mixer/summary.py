@@ -69,6 +69,7 @@ class Summary(Mixer):
         self.decay = decay
         self.chunk = chunk
         self.left_chunks = left_chunks
+        self.reads_order = decay is not None or chunk is not None
         self.joint = init_linear(nn.Linear(dim, 2 * dim)) if kind == "fast" else None
         self.local = _Network(dim, hidden, num_heads) if kind == "mean" else None
         self.summary = None if kind == "fast" else _Network(dim, hidden, num_heads)

@@ -68,8 +68,10 @@ class RegressionMultimask(TaughtObjective[Teacher], MaskingObjective):
     def adopt(self, model: SpeechEncoder) -> None:
         if not model.drops_frames:
             raise ConfigError(
-                "this objective encodes unmasked frames alone, which the encoder cannot",
-                "set encoder=transformer, or objective=regression",
+                "this objective encodes unmasked frames alone, and a block of this encoder would take those that are"
+                " left for neighbours",
+                "set encoder=transformer and mixer=alibi_attention, rotary, attention, linear_attention, polynomial or"
+                " summary; or objective=regression",
             )
         super().adopt(model)
 

@@ -118,7 +118,7 @@ def _sums_of_chunks(x_BTD: Tensor, chunk: int, left_chunks: int | None) -> Tenso
     """For each chunk the sum of its frames and of those of the chunks before it, shape (B, N, D)."""
     padded_BTD = functional.pad(x_BTD, (0, 0, 0, -x_BTD.shape[1] % chunk))
     sums_BND = padded_BTD.unflatten(1, (-1, chunk)).sum(2)
-    total_BND = sums_BND.cumsum(1)
     if left_chunks is None or left_chunks + 1 >= sums_BND.shape[1]:
-        return total_BND
-    return total_BND - functional.pad(total_BND[:, : -left_chunks - 1], (0, 0, left_chunks + 1, 0))
+        return sums_BND.cumsum(1)
+    # summed anew for each: the difference of two running sums loses digits as a row grows
+    return functional.pad(sums_BND, (0, 0, left_chunks, 0)).unfold(1, left_chunks + 1, 1).sum(-1)

@@ -1,10 +1,11 @@
-"""Which parameters decay: decided by the type of the module that owns them, not by their names."""
+"""Which parameters decay: decided by the module that owns them, not by their names."""
 
 from dataclasses import dataclass
 
 from torch import nn
 
-# Matrices that multiply activations. What they are scaled to matters, so weight decay has a meaning for them.
+# Matrices that multiply activations. What they are scaled to matters, so weight decay has a meaning for them. A module
+# of this package that has such without being one of these says so: ``decays = True``.
 DECAYED = (
     nn.Linear,
     nn.Bilinear,
@@ -40,7 +41,7 @@ def decay_groups(module: nn.Module) -> DecayGroups:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decayed: set[int] = set()
     for owner in module.modules():
-        if isinstance(owner, DECAYED):
+        if isinstance(owner, DECAYED) or getattr(owner, "decays", False):
             # A parametrisation (weight norm) keeps the weight in a child of its own: the whole subtree is the layer's.
             decayed |= {id(parameter) for parameter in _weights(owner)}
     return DecayGroups(
