@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from ossicle.core.errors import ConfigError
 from ossicle.layer.heads import CosineHead, LinearHead
 
 
@@ -46,3 +47,25 @@ def test_linear_logits_are_one_linear_layer_in_float32() -> None:
     torch.testing.assert_close(head(x), x @ head.project.weight.t() + head.project.bias)
     with torch.autocast("cpu", torch.bfloat16):
         assert head(x).dtype == torch.float32
+
+
+@given(temperature=st.floats(0.05, 3.0), seed=st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_a_temperature_divides_linear_logits_in_float32(temperature: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    head, x = LinearHead(5, 3, temperature), torch.randn(4, 5)
+    weight, bias = head.project.weight.detach(), head.project.bias.detach()
+    for frame, logits in zip(x, head(x).detach(), strict=True):
+        for label in range(3):
+            exact = (float(frame.double() @ weight[label].double()) + float(bias[label])) / temperature
+            assert float(logits[label]) == pytest.approx(exact, rel=1e-4, abs=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, undivided = head(x), head.project(x).float()
+    assert torch.equal(logits, undivided / temperature)
+
+
+def test_a_linear_head_without_a_temperature_leaves_logits_alone_and_refuses_none() -> None:
+    head, x = LinearHead(5, 3), torch.randn(7, 5)
+    assert torch.equal(head(x), head.project(x))
+    with pytest.raises(ConfigError, match="temperature=0"):
+        LinearHead(5, 3, 0.0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float
 
 
@@ -44,16 +45,23 @@ class LinearHead(Head):
     Args:
         dim: Width of the frames (D).
         num_classes: Classes (V).
+        temperature: Divides the logits, in float32 under autocast too: 0.1 in Fast-HuBERT's code (arXiv 2309.13860).
+
+    Raises:
+        ConfigError: The temperature is not above 0.
     """
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int, num_classes: int, temperature: float = 1.0) -> None:
         super().__init__(dim, num_classes)
+        if temperature <= 0:
+            raise ConfigError(f"objective.head.temperature={temperature} is not above 0", "1.0 leaves logits alone")
+        self.temperature = temperature
         self.project = nn.Linear(dim, num_classes)
 
     @override
     def forward(self, x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
         logits: Tensor = self.project(x_PD)
-        return logits.float()
+        return logits.float() if self.temperature == 1 else logits.float() / self.temperature
 
 
 class CosineHead(Head):
