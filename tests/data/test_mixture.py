@@ -12,7 +12,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.data.buckets import Shapes
 from ossicle.data.index import DatasetIndex
-from ossicle.data.mixture import MixtureData, Source, shares_of
+from ossicle.data.mixture import MixtureData, Source, shares_by_language, shares_of
 from ossicle.data.plan import PlannedSequence
 from tests.data.mixtures import Mixture, mixtures, source_of
 
@@ -46,6 +46,52 @@ def test_shares_are_those_of_xlsr_within_a_source_and_over_sources() -> None:
         shares_of(heard, weights=[1, 1], alpha=1, source_alpha=1), np.array([900, 100, 250]) / 1250
     )
     np.testing.assert_allclose(shares_of(heard, weights=[1, 3], alpha=0, source_alpha=0), [1 / 8, 1 / 8, 3 / 4])
+
+
+def test_shares_by_language_are_those_of_mhubert_over_the_whole_corpus_and_inside_each_language() -> None:
+    heard, languages = [np.array([720.0, 100.0]), np.array([180.0, 400.0])], [("en", "fr"), ("en", "de")]
+    shares = shares_by_language(heard, languages, weights=[1, 1], alpha=0.5, source_alpha=0.5)
+    # by hand: en 900, fr 100 and de 400 give 30 : 10 : 20; en's sources, 720 and 180, give 2 : 1
+    np.testing.assert_allclose(shares, [1 / 2 * 2 / 3, 1 / 6, 1 / 2 * 1 / 3, 1 / 3])
+    # a weight of 2 makes en's sources 1 : 1, and leaves the languages alone
+    weighed = shares_by_language(heard, languages, weights=[1, 2], alpha=0.5, source_alpha=0.5)
+    np.testing.assert_allclose(weighed, [1 / 4, 1 / 6, 1 / 4, 1 / 3])
+    plain = shares_by_language(heard, languages, weights=[1, 1], alpha=1, source_alpha=1)
+    np.testing.assert_allclose(plain, np.array([720, 100, 180, 400]) / 1400)
+    # sources of one language each: the language's temperature acts on them, which sources first leave to source_alpha
+    ones, names = [np.array([900.0]), np.array([100.0])], [("en",), ("de",)]
+    np.testing.assert_allclose(
+        shares_by_language(ones, names, weights=[1, 1], alpha=0.5, source_alpha=1.0), [3 / 4, 1 / 4]
+    )
+    np.testing.assert_allclose(shares_of(ones, weights=[1, 1], alpha=0.5, source_alpha=1.0), [9 / 10, 1 / 10])
+
+
+def test_one_source_has_the_same_shares_in_either_order() -> None:
+    heard = [np.array([730.0, 11.0, 259.0])]
+    first = shares_of(heard, weights=[1], alpha=0.7, source_alpha=0.9)
+    np.testing.assert_allclose(
+        shares_by_language(heard, [("a", "b", "c")], weights=[1], alpha=0.7, source_alpha=0.9), first, rtol=1e-12
+    )
+
+
+def test_the_order_of_a_mixture_decides_what_its_languages_are_worth(synthetic_dataset: Path) -> None:
+    sources = {"a": {"shards": synthetic_dataset}, "b": {"shards": synthetic_dataset, "split": "dev", "weight": 3.0}}
+    by_source = mixture_of(sources, alpha=0.0, source_alpha=0.0).heard
+    by_language = mixture_of(sources, alpha=0.0, source_alpha=0.0, order="languages").heard
+    assert by_source.names == by_language.names
+    spoken = {source: [spoken for of, spoken in by_source.names if of == source] for source in "ab"}
+    known = {language for _, language in by_source.names}
+    assert len(known) > 1
+    weights = {"a": 1.0, "b": 3.0}
+    for (source, language), first, second in zip(by_source.names, by_source.wanted, by_language.wanted, strict=True):
+        assert first == pytest.approx(weights[source] / 4 / len(spoken[source]))
+        both = sum(weights[other] for other in "ab" if language in spoken[other])
+        assert second == pytest.approx(weights[source] / both / len(known))
+
+
+def test_an_order_that_is_none_is_refused(ramps: Path) -> None:
+    with pytest.raises(ConfigError, match="order=both"):
+        mixture_of({"a": {"shards": ramps}}, order="both")
 
 
 @settings(max_examples=40, deadline=None)
