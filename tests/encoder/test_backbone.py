@@ -92,6 +92,48 @@ def test_state_dict_keys_start_with_the_four_parts() -> None:
     assert parts == {"frontend", "norm", "project", "encoder"}
 
 
+def bare(width: int, *, project: bool | None = None) -> Backbone:
+    """A model without a norm around frames of 16 channels."""
+    torch.manual_seed(0)
+    mixer = functools.partial(Attention, num_heads=2, dropout=0.0)
+    encoder = Transformer(
+        mixer, dim=width, num_layers=1, ffn_dim=32, position_kernel=8, position_groups=4, dropout=0.0, layer_drop=0.0
+    )
+    return Backbone(LogMel(num_mels=8), encoder, input_dropout=0.0, norm=False, project=project)
+
+
+def test_without_a_norm_the_encoder_hears_the_frontends_frames_themselves() -> None:
+    model, waveform_BS = bare(16), torch.randn(2, 4_000)
+    frames_BTC = model.frontend(waveform_BS).features_BTC
+    assert torch.equal(model.embed(model.normalise(frames_BTC)), frames_BTC)
+    torch.testing.assert_close(model(waveform_BS).last_BTD, model.encoder(frames_BTC).last_BTD)
+    assert {key.split(".")[0] for key in model.state_dict()} == {"encoder"}
+    packed = model.packed(waveform_BS, [4_000, 4_000])
+    torch.testing.assert_close(packed.last_PD, model(waveform_BS).last_BTD.flatten(0, 1), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("width", "project"), [(24, None), (24, False), (16, True)])
+def test_without_a_norm_a_projection_stands_where_widths_differ_or_it_is_asked_for(
+    width: int, *, project: bool | None
+) -> None:
+    model = bare(width, project=project)
+    features_BTC = torch.randn(2, 5, 16)
+    weight, bias = (value.detach().double() for value in (model.project.weight, model.project.bias))
+    expected = features_BTC.double() @ weight.T + bias
+    torch.testing.assert_close(
+        model.embed(model.normalise(features_BTC)).detach().double(), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_with_a_norm_a_projection_of_one_width_can_be_left_out() -> None:
+    encoder = bare(16).encoder
+    assert isinstance(Backbone(LogMel(num_mels=8), encoder).project, torch.nn.Linear)
+    model = Backbone(LogMel(num_mels=8), encoder, input_dropout=0.0, project=False)
+    features_BTC = torch.randn(2, 5, 16)
+    expected = torch.nn.functional.layer_norm(features_BTC, (16,))
+    torch.testing.assert_close(model.embed(model.normalise(features_BTC)), expected)
+
+
 @FRONTENDS
 def test_every_parameter_gets_a_gradient_under_bf16_autocast(frontend: functools.partial[Frontend]) -> None:
     model = build(frontend)

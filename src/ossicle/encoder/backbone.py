@@ -22,6 +22,9 @@ from ossicle.ops.packing import Packing
 class Backbone(SpeechEncoder):
     """Frames, layer norm, linear projection, dropout, encoder (arXiv 2006.11477, figure 1).
 
+    The norm and projection are wav2vec 2.0's and HuBERT's. What takes log-mel frames or is older has no norm, and no
+    projection where the encoder's width is the frontend's: MelHuBERT, SPIRAL, ESSL, CPC, wav2vec.
+
     Args:
         frontend: Turns waveforms into frames.
         encoder: Turns embedded frames into representations.
@@ -30,6 +33,9 @@ class Backbone(SpeechEncoder):
             hides nothing. Features that an objective takes as its target, before they are embedded, stay whole.
         freeze_frontend_at: Optimiser step from which on the frontend stays as it is, and nothing is kept for its
             gradient; None for never.
+        norm: Whether a layer norm stands before the projection.
+        project: Whether a projection stands there although the widths are one; None for where the norm does. Where the
+            widths differ one always does.
 
     Raises:
         ConfigError: The encoder has no block.
@@ -42,13 +48,21 @@ class Backbone(SpeechEncoder):
         input_dropout: float = 0.1,
         spec_augment: SpecAugmentFactory | None = None,
         freeze_frontend_at: int | None = None,
+        *,
+        norm: bool = True,
+        project: bool | None = None,
     ) -> None:
         super().__init__()
         if encoder.num_layers < 1:
             raise ConfigError(f"encoder.num_layers = {encoder.num_layers} encodes nothing", "give it one block or more")
         self.frontend = frontend
-        self.norm = nn.LayerNorm(frontend.dim)
-        self.project = nn.Linear(frontend.dim, encoder.input_dim)
+        projects = norm if project is None else project
+        self.norm = nn.LayerNorm(frontend.dim) if norm else nn.Identity()
+        self.project = (
+            nn.Linear(frontend.dim, encoder.input_dim)
+            if projects or frontend.dim != encoder.input_dim
+            else nn.Identity()
+        )
         self.dropout = Dropout(input_dropout)
         self.spec_augment = None if spec_augment is None else spec_augment(feature_dim=frontend.dim)
         self.encoder = encoder
