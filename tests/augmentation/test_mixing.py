@@ -34,6 +34,20 @@ def test_less_than_half_of_the_crop_is_covered_by_a_segment_of_uniform_length_an
     assert stats.kstest(places, stats.uniform().cdf).pvalue > 1e-3
 
 
+def test_lengths_begin_at_the_least_share_and_are_all_one_where_both_shares_are() -> None:
+    for least, expected in ((0.5, {500}), (0.499, {499})):
+        part = Mixing(CLOCK, probability=1.0, min_overlap=least)
+        lengths = set()
+        for position in range(4):
+            for row in mixed(16, part, position)[1]:
+                covered = np.flatnonzero(row)
+                lengths.add(int(covered[-1] - covered[0] + 1))
+        assert lengths == expected
+    lengths_of = [np.flatnonzero(row) for row in mixed(64, Mixing(CLOCK, probability=1.0, min_overlap=0.3))[1]]
+    assert all(300 <= covered[-1] - covered[0] + 1 < 500 for covered in lengths_of)
+    assert len({len(covered) for covered in lengths_of}) > 10
+
+
 def test_the_segment_is_another_rows_at_a_ratio_within_its_range() -> None:
     before, added = mixed(16, Mixing(CLOCK, probability=1.0, ratio_db=(-5.0, 5.0)))
     power = (before**2).mean(1)
@@ -99,7 +113,14 @@ def test_a_batch_of_one_row_is_left_alone_and_that_is_said_once(caplog: pytest.L
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"max_overlap": 0.6}, {"max_overlap": 0.0}, {"noise_probability": 0.1}, {"ratio_db": (5.0, -5.0)}]
+    "numbers",
+    [
+        {"max_overlap": 0.6},
+        {"max_overlap": 0.0},
+        {"min_overlap": 0.51},
+        {"noise_probability": 0.1},
+        {"ratio_db": (5.0, -5.0)},
+    ],
 )
 def test_numbers_out_of_range_are_refused_by_name(numbers: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(numbers))):

@@ -20,16 +20,18 @@ _LOG = logging.getLogger(__name__)
 
 @final
 class Mixing(WaveformAugmentation):
-    """A segment of another row, or of noise, over less than half of each chosen row; who speaks longer is meant.
+    """A segment of another row, or of noise, over at most half of each chosen row; who speaks longer is meant.
 
     The other row is uniform among the batch's others (the paper's draw may be the row itself), the segment's length
-    uniform from one sample to just below ``max_overlap`` of the crop, both its places uniform, and the ratio of powers
-    that of the whole crops.
+    uniform from one sample, or from ``min_overlap`` of the crop, to just below ``max_overlap`` of it, both its places
+    uniform, and the ratio of powers that of the whole crops. Where both shares are one, so are all lengths: NEST
+    (arXiv 2408.13106) takes exactly half.
 
     Args:
         clock: The clock of the model's frames.
         probability: Probability of each row (p).
-        max_overlap: Share of the crop that is never reached, at most 0.5.
+        min_overlap: Share of the crop that a segment has at least; 0 for one sample.
+        max_overlap: Share of the crop that is never reached, at most 0.5, unless the least is as much.
         ratio_db: Least and greatest power of the row over that of the other, in decibels.
         noise: Builds a source of noise, from ``rate_hz``; None mixes utterances alone.
         noise_probability: Probability that a chosen row gets noise and not an utterance (p_n).
@@ -44,6 +46,7 @@ class Mixing(WaveformAugmentation):
         clock: FrameClock,
         *,
         probability: float = 0.2,
+        min_overlap: float = 0.0,
         max_overlap: float = 0.5,
         ratio_db: Range = (-5.0, 5.0),
         noise: NoiseSourceFactory | None = None,
@@ -56,11 +59,16 @@ class Mixing(WaveformAugmentation):
                 f"augmentation: max_overlap={max_overlap} is out of range",
                 "it lies in (0, 0.5]: beyond half of the crop nobody knows who is meant",
             )
+        if not 0 <= min_overlap <= max_overlap:
+            raise ConfigError(
+                f"augmentation: min_overlap={min_overlap} is out of range", f"it lies in [0, max_overlap={max_overlap}]"
+            )
         if not 0 <= noise_probability <= 1 or (noise is None and noise_probability > 0):
             raise ConfigError(
                 f"augmentation: noise_probability={noise_probability} with noise={noise}",
                 "give it in [0, 1], and a source of noise where it is above 0",
             )
+        self.min_overlap = min_overlap
         self.max_overlap = max_overlap
         self.ratio_db = check_range("ratio_db", ratio_db)
         self.noise = None if noise is None else noise(rate_hz=clock.rate_hz)
@@ -91,9 +99,10 @@ class Mixing(WaveformAugmentation):
             noisy_R = torch.rand(count, generator=source, device=device) < self.noise_probability
             others_RS = torch.where(noisy_R[:, None], self.noise.draw(count, samples, source), others_RS)
             ratio_db_R = torch.where(noisy_R, uniform(count, *self.noise_ratio_db, source), ratio_db_R)
-        longest = max(1, math.ceil(samples * self.max_overlap) - 1)
+        shortest = max(1, int(samples * self.min_overlap))
+        longest = max(shortest, math.ceil(samples * self.max_overlap) - 1)
         draws_3R = torch.rand(3, count, generator=source, device=device)
-        lengths_R = 1 + (draws_3R[0] * longest).long()
+        lengths_R = shortest + (draws_3R[0] * (longest - shortest + 1)).long()
         return overlay(
             waveform_BS.index_select(0, rows_R),
             others_RS,
