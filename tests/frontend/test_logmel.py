@@ -6,7 +6,9 @@ from torchaudio.compliance import kaldi
 
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.frontend.logmel import LogMel, shift_bands
+from ossicle.frontend.logmel_conv import LogMelConv
 from ossicle.frontend.wave import Wave
+from ossicle.layer.normalisation import GlobalNorm
 
 
 @hypothesis.given(samples=st.integers(720, 8_000), stack=st.integers(1, 4))
@@ -94,3 +96,29 @@ def test_bands_are_shifted_in_training_alone_and_as_a_whole() -> None:
 def test_a_shift_beyond_the_bands_is_refused() -> None:
     with pytest.raises(ConfigError, match="band_shift=80"):
         LogMel(band_shift=80)
+
+
+def test_with_the_norm_of_all_data_a_frame_is_kaldis_less_their_mean_over_their_deviation() -> None:
+    frontend = LogMel(norm="global")
+    assert isinstance(frontend.norm, GlobalNorm)
+    source = torch.Generator().manual_seed(0)
+    mean, deviation = torch.randn(80, generator=source) - 5, torch.rand(80, generator=source) + 1
+    frontend.norm.fit(mean, deviation)
+    assert set(frontend.state_dict()) == {"norm.mean_C", "norm.deviation_C"}
+    waveform = torch.randn(1, 8_123, generator=source) * 0.1
+    mels = (kaldi.fbank(waveform, num_mel_bins=80, dither=0.0) - mean) / deviation
+    expected = torch.cat([mels[: len(mels) // 2 * 2 : 2], mels[1 : len(mels) // 2 * 2 : 2]], -1)
+    torch.testing.assert_close(frontend(waveform).features_BTC[0], expected, atol=1e-3, rtol=1e-3)
+    quiet = frontend(waveform * 0.1).features_BTC[0]
+    drop = 2 * torch.tensor(10.0).log() / deviation.repeat(2)  # loudness stays: a tenth is 4.6 less in each band
+    torch.testing.assert_close(frontend(waveform).features_BTC[0] - quiet, drop.expand_as(quiet), atol=2e-3, rtol=1e-3)
+    longer = torch.nn.functional.pad(waveform, (0, 3_000))
+    frames = frontend(longer, torch.tensor([8_123]))
+    assert frames.valid_BT is not None
+    torch.testing.assert_close(frames.features_BTC[frames.valid_BT], frontend(waveform).features_BTC[0])
+
+
+def test_the_convolved_frontend_hands_its_norm_on_and_another_is_refused() -> None:
+    assert isinstance(LogMelConv(((8, 5, 2),), norm="global").mels.norm, GlobalNorm)
+    with pytest.raises(ConfigError, match="norm=both"):
+        LogMel(norm="both")  # ty: ignore[invalid-argument-type]

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ossicle.layer.normalisation import UtteranceNorm
+from ossicle.layer.normalisation import GlobalNorm, UtteranceNorm
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=4)
 
@@ -36,3 +36,17 @@ def test_utterance_norm_of_one_frame_is_zero_rather_than_an_error() -> None:
     norm, x_BTC = UtteranceNorm(), torch.randn(2, 1, 4)
     assert norm(x_BTC, torch.ones(2, 1, dtype=torch.bool)).abs().max() < 1e-3
     assert norm(x_BTC).abs().max() < 1e-3
+
+
+def test_the_norm_of_all_data_subtracts_a_mean_divides_by_a_deviation_and_is_saved() -> None:
+    norm, x_BTC = GlobalNorm(3), torch.randn(2, 5, 3)
+    assert torch.equal(norm(x_BTC), x_BTC)
+    mean, deviation = [1.5, -2.0, 0.0], [2.0, 0.25, 0.0]
+    norm.fit(torch.tensor(mean), torch.tensor(deviation))
+    divisors = np.array([2.0, 0.25, 1e-5])  # a channel that never changes
+    exact = (x_BTC.double().numpy() - np.array(mean)) / divisors
+    np.testing.assert_allclose(norm(x_BTC).numpy(), exact, rtol=1e-5)
+    assert not list(norm.parameters())
+    twin = GlobalNorm(3)
+    twin.load_state_dict(norm.state_dict())
+    assert torch.equal(twin(x_BTC), norm(x_BTC))

@@ -1,6 +1,6 @@
 """Log-mel frames, stacked to a lower rate (arXiv 2202.01855 and 2211.09944 feed a Transformer with such frames)."""
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -10,16 +10,19 @@ from ossicle.core.batch import Frames
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
-from ossicle.layer.normalisation import UtteranceNorm
+from ossicle.layer.normalisation import GlobalNorm, UtteranceNorm
 from ossicle.ops.framing import frame_mask, require_one_frame
 from ossicle.ops.spectral import log_mel, spectral_clock
+
+Norm = Literal["utterance", "global"]
 
 
 @final
 class LogMel(Frontend):
-    """Log-mel energies, normalised over the utterance for each band, neighbouring frames side by side.
+    """Log-mel energies, each band normalised over the utterance or by all data, neighbouring frames side by side.
 
-    It has no parameters. Frames that do not fill a stack at the end are left out.
+    It has no parameters. With the norm of all data it has two buffers, which :mod:`ossicle.launch.statistics` measures
+    before a run's first step. Frames that do not fill a stack at the end are left out.
 
     Args:
         num_mels: Mel bands.
@@ -31,9 +34,11 @@ class LogMel(Frontend):
         high_hz: Upper edge of the last band; 0 or less counts from half the rate.
         band_shift: In training, each utterance's bands move up or down together by at most so many, which stands for a
             shorter or longer vocal tract (Jaitly and Hinton 2013, "Vocal tract length perturbation"); 0 for none.
+        norm: By what each band is normalised: mean and deviation of the ``utterance``, or ``global``: of all data.
 
     Raises:
-        ConfigError: If window or hop is no whole number of samples, stack is less than one, or band_shift is negative.
+        ConfigError: If window or hop is no whole number of samples, stack is less than one, band_shift is negative, or
+            there is no such norm.
     """
 
     def __init__(
@@ -47,12 +52,15 @@ class LogMel(Frontend):
         low_hz: float = 20.0,
         high_hz: float = 0.0,
         band_shift: int = 0,
+        norm: Norm = "utterance",
     ) -> None:
         super().__init__()
         if stack < 1:
             raise ConfigError(f"frontend.stack={stack} makes no frames", "frontend.stack is 1 or more")
         if not 0 <= band_shift < num_mels:
             raise ConfigError(f"frontend.band_shift={band_shift} is out of range", f"it lies in [0, {num_mels})")
+        if norm not in {"utterance", "global"}:
+            raise ConfigError(f"frontend.norm={norm} is unknown", "choose utterance or global")
         self.num_mels = num_mels
         self.window_ms = window_ms
         self.hop_ms = hop_ms
@@ -63,12 +71,11 @@ class LogMel(Frontend):
         self.mel_clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
         self.clock = self.mel_clock.then(stack, stack)
         self.dim = num_mels * stack
-        self.norm = UtteranceNorm()
+        self.norm = GlobalNorm(num_mels) if norm == "global" else UtteranceNorm()
 
-    @override
-    def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
-        require_one_frame(waveform_BS.shape[-1], self.clock)
-        mels_BTC = log_mel(
+    def mels(self, waveform_BS: Float[Tensor, "B S"]) -> Float[Tensor, "B T C"]:
+        """Log-mel energies on ``mel_clock``, as they are before they are normalised."""
+        return log_mel(
             waveform_BS,
             num_mels=self.num_mels,
             window_ms=self.window_ms,
@@ -77,6 +84,11 @@ class LogMel(Frontend):
             low_hz=self.low_hz,
             high_hz=self.high_hz,
         )
+
+    @override
+    def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
+        require_one_frame(waveform_BS.shape[-1], self.clock)
+        mels_BTC = self.mels(waveform_BS)
         if self.training and self.band_shift:
             mels_BTC = shift_bands(mels_BTC, self.band_shift)
         num_frames = self.clock.num_frames(waveform_BS.shape[-1])

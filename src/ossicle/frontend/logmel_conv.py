@@ -9,7 +9,7 @@ from typing_extensions import override
 from ossicle.core.batch import Frames
 from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
-from ossicle.frontend.logmel import LogMel
+from ossicle.frontend.logmel import LogMel, Norm
 from ossicle.layer.gradient import GradientScale
 from ossicle.layer.shortening import Shortening, shortened_clock
 from ossicle.ops.framing import require_one_frame
@@ -17,7 +17,7 @@ from ossicle.ops.framing import require_one_frame
 
 @final
 class LogMelConv(Frontend):
-    """Log-mel energies, normalised over the utterance, then convolutions over time that lower the rate.
+    """Log-mel energies, normalised over the utterance or by all data, then convolutions over time that lower the rate.
 
     Args:
         convolutions: Channels, kernel (odd) and stride of each: two of stride 2 make 25 frames a second from 100.
@@ -30,6 +30,7 @@ class LogMelConv(Frontend):
         band_shift: In training, bands that an utterance moves up or down by at most: see :class:`LogMel`.
         gradient_scale: What the gradient into the convolutions is multiplied by.
         gated: Whether gated linear units follow the convolutions, and no norm: see :class:`Shortening`.
+        norm: By what bands are normalised: see :class:`LogMel`.
 
     Raises:
         ConfigError: An even kernel, or numbers that :class:`LogMel` refuses.
@@ -48,6 +49,7 @@ class LogMelConv(Frontend):
         band_shift: int = 0,
         gradient_scale: float = 1.0,
         gated: bool = False,
+        norm: Norm = "utterance",
     ) -> None:
         super().__init__()
         self.mels = LogMel(
@@ -59,6 +61,7 @@ class LogMelConv(Frontend):
             low_hz=low_hz,
             high_hz=high_hz,
             band_shift=band_shift,
+            norm=norm,
         )
         self.shorten = Shortening(num_mels, convolutions, gated=gated)
         self.gradient_scale = GradientScale(gradient_scale)

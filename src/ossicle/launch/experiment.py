@@ -97,6 +97,12 @@ def reads_labels(config: Config) -> bool:
     return str(config["target"].get("_target_", "")).startswith("ossicle.target.kmeans.")
 
 
+def needs_statistics(frontend: Config) -> bool:
+    """Whether a frontend's config, or that of one inside it, asks for a norm of all data."""
+    inner = frontend.get("frontend")
+    return frontend.get("norm") == "global" or (bool(inner) and needs_statistics(inner))
+
+
 def stages(config: Config) -> "Stages":
     """The chain of runs that the config asks for."""
     from hydra.errors import InstantiationException
@@ -126,6 +132,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             "the target reads labels, which are found by an index, and data=stream has none",
             "prepare the audio (ossicle prepare), or take a target that needs no labels: experiment=best_rq",
+        )
+    if "urls" in config["data"] and needs_statistics(config["frontend"]):
+        raise ConfigError(
+            "the frontend normalises by all data, which are measured by an index, and data=stream has none",
+            "prepare the audio (ossicle prepare), or set frontend.norm=utterance",
         )
     for run in stages(config).runs():
         if run.label_source and len(config["data"].get("sources") or ()) > 1 and not labels_stated(config["data"]):

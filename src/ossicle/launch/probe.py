@@ -11,6 +11,7 @@ from ossicle.launch import runs
 from ossicle.launch.config import Config, nearest
 from ossicle.launch.encoders import config_of, trained_encoder, untrained_encoder
 from ossicle.launch.experiment import resolved, use_threads
+from ossicle.launch.statistics import take_norms
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -96,14 +97,17 @@ def featurizers(directory: Path, baselines: Sequence[str], device: str) -> "list
 
     choose(baselines, BASELINES, "baseline")
     place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    trained = trained_encoder(directory)
     made: list[Featurizer] = []
     if "logmel" in baselines:
         made.append(LogMelFeatures())
     if "mfcc" in baselines:
         made.append(MfccFeatures())
     if "untrained" in baselines:
-        made.append(EncoderFeatures(untrained_encoder(config_of(directory)).to(place), "untrained"))
-    made.append(EncoderFeatures(trained_encoder(directory).to(place), "pretrained"))
+        untrained = untrained_encoder(config_of(directory))
+        take_norms(untrained, trained)
+        made.append(EncoderFeatures(untrained.to(place), "untrained"))
+    made.append(EncoderFeatures(trained.to(place), "pretrained"))
     return made
 
 

@@ -49,6 +49,7 @@ def train(config: Config, place: Path) -> float | None:
 
     from ossicle.data.loader import told_of_lost_workers
     from ossicle.launch.loggers import loggers
+    from ossicle.launch.statistics import fit_norms
     from ossicle.system.build import build
     from ossicle.system.trainer import make_trainer
 
@@ -59,6 +60,8 @@ def train(config: Config, place: Path) -> float | None:
     step = resumed_step(last)
     if step:
         log.info("resuming %s at step %d of %d", place, step, parts.max_steps)
+    elif parts.init_from is None and fit_norms(system.model, config):
+        system.objective.adopt(system.model)  # a teacher begins as the model is
     trainer = make_trainer(parts, run_dir=place, config=dict(config), loggers=loggers(config, place, step))
     assert isinstance(parts.data, LightningDataModule)
     with told_of_lost_workers():

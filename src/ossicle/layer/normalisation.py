@@ -51,3 +51,37 @@ class UtteranceNorm(nn.Module):
             return functional.instance_norm(x_BCT, eps=self.epsilon).transpose(1, 2)
         mean_BC1, variance_BC1 = moments(x_BCT, valid_BT)
         return ((x_BCT - mean_BC1) * torch.rsqrt(variance_BC1 + self.epsilon)).transpose(1, 2)
+
+
+@final
+class GlobalNorm(nn.Module):
+    """Channels of (B, T, C) less the mean of all data, over its deviation (arXiv 2211.09944, 2309.13860 in their code).
+
+    Both are buffers: measured once, saved with the model, never trained. Until then frames stay as they are.
+
+    Args:
+        dim: Channels (C).
+        epsilon: Least deviation: channels that never change stay at zero.
+    """
+
+    def __init__(self, dim: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.mean_C: Tensor
+        self.deviation_C: Tensor
+        self.register_buffer("mean_C", torch.zeros(dim))
+        self.register_buffer("deviation_C", torch.ones(dim))
+
+    @torch.no_grad()
+    def fit(self, mean_C: Float[Tensor, " C"], deviation_C: Float[Tensor, " C"]) -> None:
+        """Take the mean and deviation of all data."""
+        self.mean_C.copy_(mean_C)
+        self.deviation_C.copy_(deviation_C.clamp(min=self.epsilon))
+
+    @override
+    def forward(
+        self, features_BTC: Float[Tensor, "B T C"], valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """Normalise frames, each by itself."""
+        del valid_BT
+        return (features_BTC - self.mean_C) / self.deviation_C

@@ -1,0 +1,46 @@
+"""A frontend that normalises by all data is measured before the first step, and keeps what was measured."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchaudio.compliance import kaldi
+
+from ossicle.core.errors import ConfigError
+from ossicle.data.audio import decode
+from ossicle.data.index import DatasetIndex
+from ossicle.launch.config import compose
+from ossicle.launch.encoders import trained_encoder, untrained_encoder
+from ossicle.launch.experiment import check, resolved
+from ossicle.launch.pretrain import pretrain
+from ossicle.launch.statistics import global_norms, take_norms
+from tests.launch.toy import TOY
+
+GLOBAL = ("experiment=best_rq_tiny", "frontend.norm=global", *TOY)
+
+
+def test_a_run_is_exported_with_the_mean_and_deviation_of_kaldis_frames_of_its_split(
+    synthetic_dataset: Path, tmp_path: Path
+) -> None:
+    config = resolved(compose("pretrain", [*GLOBAL, f"data.shards={synthetic_dataset}", "max_steps=2"]))
+    check(config)
+    pretrain(config, tmp_path / "run")
+    index = DatasetIndex.load(synthetic_dataset, "train")
+    waves = [torch.from_numpy(decode(index.read_audio(row)))[None] for row in range(index.num_utterances)]
+    mels = torch.cat([kaldi.fbank(wave, num_mel_bins=80, dither=0.0) for wave in waves]).double()
+    weights = load_file(tmp_path / "run" / "encoder.safetensors")
+    mean_C, deviation_C = weights["frontend.norm.mean_C"], weights["frontend.norm.deviation_C"]
+    torch.testing.assert_close(mean_C.double(), mels.mean(0), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(deviation_C.double(), mels.std(0, correction=0), atol=2e-3, rtol=1e-3)
+    trained, untrained = trained_encoder(tmp_path / "run"), untrained_encoder(config)
+    take_norms(untrained, trained)
+    ((_, norm),) = global_norms(untrained)
+    assert torch.equal(norm.mean_C, mean_C)
+
+
+def test_data_without_an_index_are_refused() -> None:
+    line = [*GLOBAL, "data=stream", "data.urls=nowhere.tar"]
+    line = [item for item in line if not item.startswith(("data.window_shards", "data.min_cut"))]
+    with pytest.raises(ConfigError, match="measured by an index"):
+        check(resolved(compose("pretrain", line)))
