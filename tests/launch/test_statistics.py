@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torchaudio.compliance import kaldi
 
 from ossicle.core.errors import ConfigError
@@ -15,6 +16,7 @@ from ossicle.launch.encoders import trained_encoder, untrained_encoder
 from ossicle.launch.experiment import check, resolved
 from ossicle.launch.pretrain import pretrain
 from ossicle.launch.statistics import global_norms, take_norms
+from ossicle.launch.training import train
 from tests.launch.toy import TOY
 
 GLOBAL = ("experiment=best_rq_tiny", "frontend.norm=global", *TOY)
@@ -39,8 +41,27 @@ def test_a_run_is_exported_with_the_mean_and_deviation_of_kaldis_frames_of_its_s
     assert torch.equal(norm.mean_C, mean_C)
 
 
+def test_a_teacher_begins_with_the_norm_that_its_student_was_given(
+    synthetic_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[nn.Module] = []
+
+    class Trainer:
+        global_step = 2
+
+        def fit(self, system: nn.Module, **_: object) -> None:
+            seen.append(system)
+
+    monkeypatch.setattr("ossicle.system.trainer.make_trainer", lambda *_, **__: Trainer())
+    line = ["experiment=data2vec_tiny", "frontend=logmel", "frontend.norm=global", *TOY, "target.top_layers=1"]
+    train(resolved(compose("pretrain", [*line, f"data.shards={synthetic_dataset}", "max_steps=2"])), tmp_path)
+    found = [norm for _, norm in global_norms(seen[0])]
+    assert len(found) == 2
+    assert all(torch.equal(norm.mean_C, found[0].mean_C) and float(norm.mean_C.mean()) < -1 for norm in found)
+
+
 def test_data_without_an_index_are_refused() -> None:
     line = [*GLOBAL, "data=stream", "data.urls=nowhere.tar"]
-    line = [item for item in line if not item.startswith(("data.window_shards", "data.min_cut"))]
+    line = [item for item in line if not item.startswith("data.window_shards")]
     with pytest.raises(ConfigError, match="measured by an index"):
         check(resolved(compose("pretrain", line)))
