@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ossicle.layer.normalisation import GlobalNorm, UtteranceNorm
+from ossicle.layer.normalisation import GlobalNorm, UtteranceGroupNorm, UtteranceNorm
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=4)
 
@@ -50,3 +50,27 @@ def test_the_norm_of_all_data_subtracts_a_mean_divides_by_a_deviation_and_is_sav
     twin = GlobalNorm(3)
     twin.load_state_dict(norm.state_dict())
     assert torch.equal(twin(x_BTC), norm(x_BTC))
+
+
+@hypothesis.given(lengths=LENGTHS)
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_group_norm_over_real_frames_is_torchs_of_each_row_alone(lengths: list[int]) -> None:
+    x_BCT, valid_BT = padded(lengths, 5)
+    x_BCT, norm = x_BCT.double(), UtteranceGroupNorm(5).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    out_BTC = norm(x_BCT.transpose(1, 2), valid_BT)
+    for row, length in enumerate(lengths):
+        x_1CT = x_BCT[row : row + 1, :, :length]
+        expected_1CT = torch.nn.functional.group_norm(x_1CT, 1, norm.weight, norm.bias, norm.eps)
+        torch.testing.assert_close(out_BTC[row, :length], expected_1CT[0].T)
+        torch.testing.assert_close(norm(x_1CT.transpose(1, 2))[0], expected_1CT[0].T)
+
+
+def test_group_norm_keeps_the_type_and_sums_in_float32() -> None:
+    x_BTC = 300 + torch.randn(2, 1000, 4)
+    norm = UtteranceGroupNorm(4)
+    half_BTC = norm(x_BTC.half())
+    assert half_BTC.dtype == torch.float16
+    torch.testing.assert_close(half_BTC.float(), norm(x_BTC.half().float()), atol=2e-3, rtol=2e-3)
+    assert norm(x_BTC, torch.zeros(2, 1000, dtype=torch.bool)).isfinite().all()

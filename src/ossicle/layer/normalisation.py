@@ -85,3 +85,37 @@ class GlobalNorm(nn.Module):
         """Normalise frames, each by itself."""
         del valid_BT
         return (features_BTC - self.mean_C) / self.deviation_C
+
+
+@final
+class UtteranceGroupNorm(nn.GroupNorm):
+    """Group norm (arXiv 1803.08494) with one group: mean and variance over all channels of a row's real frames.
+
+    Mean, variance and what is done with them are float32 at least; what comes out has the type of what comes in.
+
+    Args:
+        channels: Channels of a frame (C), each with a gain and a bias.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+    @override
+    def forward(
+        self, input: Float[Tensor, "B T C"], valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """Normalise frames.
+
+        Args:
+            input: Frames, finite where they are not real too, shape (B, T, C).
+            valid_BT: True where a frame is real, or None where every frame is.
+        """
+        x_BTC = at_least_float32(input)
+        if valid_BT is None:
+            variance_B11, mean_B11 = torch.var_mean(x_BTC, (1, 2), correction=0, keepdim=True)
+        else:
+            mean_BC1, variance_BC1 = moments(x_BTC.transpose(1, 2), valid_BT)
+            mean_B11 = mean_BC1.mean(1, keepdim=True)
+            variance_B11 = (variance_BC1 + (mean_BC1 - mean_B11).square()).mean(1, keepdim=True)
+        gain_B1C = torch.rsqrt(variance_B11 + self.eps) * self.weight
+        return torch.addcmul(self.bias - mean_B11 * gain_B1C, x_BTC, gain_B1C).to(input.dtype)
