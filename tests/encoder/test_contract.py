@@ -14,6 +14,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.encoder.base import Encoder
 from ossicle.launch.config import groups
 from ossicle.launch.parts import option
+from ossicle.layer.sampling import ConvolutionSampling
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.base import MixerFactory
 from ossicle.ops.packing import Packing
@@ -35,19 +36,27 @@ SMALLER: dict[str, dict[str, Any]] = {
     "hierarchical": {"layers_by_group": [1, 1, 1, 1, 1], "factors": [2, 3]},
 }
 """What is set beside it for encoders that are described otherwise, by name."""
-NAMES = groups()["encoder"]
+COMPOSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mr_hubert": (
+        "hierarchical",
+        {"sampling": ConvolutionSampling, "skip": "after", "middle_residual": True, "group_norms": True},
+    ),
+}
+"""Encoders that experiments make of others by their arguments."""
+NAMES = [*groups()["encoder"], *COMPOSED]
 ATTENTION = partial(Attention, num_heads=2, dropout=0.0)
 CLOCK = FrameClock().then(400, 320)
 
 
 def encoder(name: str, mixer: MixerFactory = ATTENTION, **more: object) -> Encoder:
     torch.manual_seed(0)
+    name, composed = COMPOSED.get(name, (name, {}))
     node = option(name, "encoder")
     cls = get_class(node.pop("_target_"))
     node.pop("_partial_")
     known = inspect.signature(cls).parameters
     small = {key: value for key, value in (SMALL | SMALLER.get(name, {})).items() if key in known}
-    built = cls(mixer=mixer, **(node | small | more))
+    built = cls(mixer=mixer, **(node | small | composed | more))
     assert isinstance(built, Encoder)
     return built
 

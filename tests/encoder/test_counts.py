@@ -75,6 +75,14 @@ def test_a_hierarchical_ones_are_those_of_the_formula() -> None:
     assert counts("hierarchical") == (5 * block() + placing() + NORM + joints, made + placed())
 
 
+def test_those_of_mr_huberts_are_those_of_the_formula() -> None:
+    # ten frames at half the rate become four, and these twelve again: two are cut off after the group
+    adapters = 4 * (2 * DIM * DIM + 2 * NORM)
+    adapted = (FRAMES + 10) + (10 + 4) + (4 + 12) + (10 + FRAMES)
+    made = sum(products(frames) for frames in (FRAMES, 10, 4, 12, FRAMES)) + adapted * DIM * DIM
+    assert counts("mr_hubert") == (5 * (block() + NORM) + placing() + adapters, made + placed())
+
+
 def test_a_progressive_ones_are_those_of_the_formula() -> None:
     half, quarter = FRAMES // 2, FRAMES // 4
     shorten = (20 * 12 * 5 + 12 + 2 * 12) + (12 * 16 + 16 + 2 * 16) + (16 * 24 * 3 + 24 + 2 * 24)

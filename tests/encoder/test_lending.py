@@ -14,7 +14,7 @@ from ossicle.mixer.relative_attention import RelativeAttentionStack
 from ossicle.mixer.reused_attention import ReusedAttentionStack
 from tests.encoder.test_contract import ATTENTION, encoder
 
-ENCODERS = ["transformer", "conformer", "branchformer", "squeezed", "hierarchical", "progressive"]
+ENCODERS = ["transformer", "conformer", "branchformer", "squeezed", "hierarchical", "progressive", "mr_hubert"]
 REUSED = ReusedAttentionStack(2, 0.0)
 RELATIVE = RelativeAttentionStack(2, 0.0)
 MIXERS: dict[str, MixerFactory] = {
