@@ -93,7 +93,7 @@ def test_every_command_of_the_readme_works_in_its_order(home: Path) -> None:
 
 def test_every_word_has_a_row_in_the_readme_and_every_part_that_it_names_exists() -> None:
     word, named = "", dict[str, set[str]]()
-    for key, cell in re.findall(r"^\| (?:`([\w/]+)[@.\w]*=` )?\| ([^|]*)\|", README, re.MULTILINE):
+    for key, cell in re.findall(r"^\| (?:`\+?([\w/]+)[@.\w]*=` )?\| ([^|]*)\|", README, re.MULTILINE):
         word = key or word  # a row without a word goes on with the one above
         named.setdefault(word, set()).update(re.findall(r"`(\w+)`", cell))
     words = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} - NOT_CHOSEN
