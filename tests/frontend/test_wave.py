@@ -36,10 +36,13 @@ def test_the_default_sees_25_ms_every_20_ms() -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("normalise", [False, True])
 @hypothesis.given(lengths=st.lists(st.integers(400, 3_000), min_size=2, max_size=4))
 @hypothesis.settings(max_examples=15, deadline=None)
-def test_a_padded_row_equals_the_row_alone(kind: type[ConvolutionalFrontend], lengths: list[int]) -> None:
-    frontend = build(kind, conv_bias=True)
+def test_a_padded_row_equals_the_row_alone(
+    kind: type[ConvolutionalFrontend], normalise: bool, lengths: list[int]
+) -> None:
+    frontend = build(kind, conv_bias=True, normalise=normalise)
     waveform_BS = torch.zeros(len(lengths), max(lengths))
     for row, length in enumerate(lengths):
         waveform_BS[row, :length] = torch.randn(length)
@@ -63,12 +66,42 @@ def test_the_gradient_into_the_convolutions_is_scaled(kind: type[ConvolutionalFr
 
 
 @KINDS
-def test_bf16_stays_finite_on_silence_and_on_noise(kind: type[ConvolutionalFrontend]) -> None:
-    frontend = build(kind).bfloat16()
+@pytest.mark.parametrize("normalise", [False, True])
+def test_bf16_stays_finite_on_silence_and_on_noise(kind: type[ConvolutionalFrontend], normalise: bool) -> None:
+    frontend = build(kind, normalise=normalise).bfloat16()
     for waveform_BS in (torch.zeros(1, 2_000), torch.randn(1, 2_000)):
         out = frontend(waveform_BS.bfloat16(), torch.tensor([1_500])).features_BTC
         assert out.dtype == torch.bfloat16
         assert out.isfinite().all()
+
+
+@KINDS
+def test_normalised_rows_are_those_of_a_loop_over_their_real_samples(kind: type[ConvolutionalFrontend]) -> None:
+    plain, normalising = build(kind, conv_bias=True), build(kind, conv_bias=True, normalise=True)
+    lengths = [2_000, 1_200, 700]
+    waveform_BS = 0.01 * torch.randn(3, 2_000) + 0.02
+    rows = []
+    for row, length in enumerate(lengths):
+        samples = [float(sample) for sample in waveform_BS[row, :length].double()]
+        mean = sum(samples) / length
+        variance = sum((sample - mean) ** 2 for sample in samples) / length
+        rows.append(torch.tensor([(sample - mean) / (variance + 1e-5) ** 0.5 for sample in samples]))
+    frames = normalising(waveform_BS, torch.tensor(lengths))
+    assert frames.valid_BT is not None
+    for row, samples_S in enumerate(rows):
+        wanted_TC = plain(samples_S[None]).features_BTC[0]
+        assert frames.valid_BT[row].sum() == len(wanted_TC)
+        torch.testing.assert_close(frames.features_BTC[row, : len(wanted_TC)], wanted_TC, atol=1e-4, rtol=1e-3)
+        alone = normalising(waveform_BS[row : row + 1, : lengths[row]]).features_BTC[0]
+        torch.testing.assert_close(alone, wanted_TC, atol=1e-4, rtol=1e-3)
+
+
+def test_normalised_quiet_speech_is_not_drowned_by_the_convolutions_biases() -> None:
+    loud_BS = torch.randn(2, 4_000)
+    plain, normalising = build(WaveLayerNorm, conv_bias=True), build(WaveLayerNorm, conv_bias=True, normalise=True)
+    expected = normalising(loud_BS).features_BTC
+    torch.testing.assert_close(normalising(0.1 * loud_BS + 0.3).features_BTC, expected, atol=2e-2, rtol=2e-2)
+    assert (plain(0.1 * loud_BS + 0.3).features_BTC - expected).abs().max() > 0.3
 
 
 def test_a_waveform_shorter_than_a_frame_is_refused() -> None:

@@ -14,6 +14,7 @@ from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
 from ossicle.layer.convolution import ConvolutionBlock, NormalisedConvolution, WaveConvolution
 from ossicle.layer.gradient import GradientScale
+from ossicle.layer.normalisation import UtteranceNorm
 from ossicle.layer.recompute import recomputed
 from ossicle.ops.framing import frame_mask, require_one_frame
 
@@ -30,6 +31,9 @@ class ConvolutionalFrontend(Frontend):
         conv_bias: Whether convolutions have a bias.
         gradient_scale: What the gradient into the stack is multiplied by.
         rate_hz: Samples a second of the waveform.
+        normalise: Whether each row's real samples are brought to mean 0 and variance 1 first, as the large models'
+            authors do (arXiv 2006.11477, section 2). They do it to whole utterances, before any is cropped; here it is
+            the crop's mean and variance.
 
     Attributes:
         recompute: Whether training keeps nothing of a layer but what goes in, and makes it again on the way back.
@@ -43,8 +47,11 @@ class ConvolutionalFrontend(Frontend):
         conv_bias: bool = False,
         gradient_scale: float = 0.1,
         rate_hz: int = 16_000,
+        *,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
+        self.norm = UtteranceNorm() if normalise else None
         clock = FrameClock(rate_hz=rate_hz)
         self.clocks: list[FrameClock] = []
         layers = []
@@ -69,6 +76,10 @@ class ConvolutionalFrontend(Frontend):
     def forward(self, waveform_BS: Float[Tensor, "B S"], lengths_B: Int[Tensor, " B"] | None = None) -> Frames:
         num_samples = waveform_BS.shape[-1]
         require_one_frame(num_samples, self.clock)
+        if self.norm is not None:
+            samples = FrameClock(rate_hz=self.clock.rate_hz)
+            valid_BS = None if lengths_B is None else frame_mask(lengths_B, samples, num_samples)
+            waveform_BS = self.norm(waveform_BS[..., None], valid_BS)[..., 0].to(waveform_BS.dtype)
         x_BTC = functional.pad(waveform_BS, (0, -num_samples % self.clock.stride_samples))[..., None]
         valid_BT = None
         for layer, clock in zip(self.layers, self.clocks, strict=True):

@@ -2,8 +2,8 @@
 
 Base models are ``frontend=wave`` with norms after the branches; large ones are ``frontend=wave_layer_norm`` with
 ``norm_first``; data2vec's are ``frontend=wave_layer_norm`` with norms after the branches and ``position_layers=5``.
-transformers normalises audio in its feature extractor where a checkpoint asks for it; weights do not
-tell, so the caller does the same to its waveforms.
+transformers normalises audio in its feature extractor where a checkpoint's ``do_normalize`` asks for it, as those with
+layer norms in the convolutions do. Weights do not tell, so the frontend is built with ``normalise`` there.
 """
 
 from collections.abc import Mapping

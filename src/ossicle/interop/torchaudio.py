@@ -1,4 +1,8 @@
-"""Weights of torchaudio's wav2vec 2.0 and HuBERT models, to and from a Backbone."""
+"""Weights of torchaudio's wav2vec 2.0 and HuBERT models, to and from a Backbone.
+
+torchaudio's bundles normalise waveforms where the convolutions have layer norms. Weights do not tell, so the frontend
+is built with ``normalise`` there.
+"""
 
 from collections.abc import Mapping
 from typing import Final
