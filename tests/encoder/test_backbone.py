@@ -161,6 +161,39 @@ def test_the_base_model_has_as_many_parameters_as_torchaudios() -> None:
     assert counts[0] == counts[1]
 
 
+def test_nothing_is_kept_for_frozen_parts_and_a_gradient_goes_through_a_frozen_projection() -> None:
+    waveform_BS = torch.randn(2, 2_000)
+
+    def gradients(frontend_at: int | None, projection_at: int | None) -> tuple[bool, dict[str, torch.Tensor]]:
+        model = build(functools.partial(Wave, THIN)).eval()
+        model.freeze_frontend_at, model.freeze_projection_at = frontend_at, projection_at
+        model.anneal(5)
+        features_BTC = model.local(waveform_BS).features_BTC
+        embedded_BTD = model.embed(model.normalise(features_BTC))
+        model.encode(embedded_BTD).last_BTD.square().sum().backward()
+        trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        still = {id(p) for p in model.still()}
+        assert {name.split(".")[0] for name, p in model.named_parameters() if id(p) in still} == {
+            part
+            for part, at in (("frontend", frontend_at), ("norm", projection_at), ("project", projection_at))
+            if at == 5
+        }
+        return embedded_BTD.requires_grad, trained
+
+    kept, everything = gradients(6, None)  # not yet
+    assert kept
+    assert {name.split(".")[0] for name in everything} == {"frontend", "norm", "project", "encoder"}
+    kept, trained = gradients(5, 5)
+    assert not kept
+    assert {name.split(".")[0] for name in trained} == {"encoder"}
+    kept, trained = gradients(None, 5)
+    assert kept
+    for name, gradient in trained.items():
+        if name.startswith("frontend."):
+            torch.testing.assert_close(gradient, everything[name])
+    assert sum(name.startswith("frontend.") for name in trained) == sum(n.startswith("frontend.") for n in everything)
+
+
 def test_spec_augment_hides_from_the_encoder_in_training_and_never_from_targets_or_in_evaluation() -> None:
     plain, augmented = build(LogMel), build(LogMel)
     augmented.spec_augment = SpecAugment(augmented.feature_dim, num_bands=80)

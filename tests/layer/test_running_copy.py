@@ -42,6 +42,17 @@ def test_shared_parts_and_buffers_are_the_sources_own() -> None:
     torch.testing.assert_close(student[3].weight - follower.module[3].weight, torch.full((2, 4), 0.75))
 
 
+def test_at_a_momentum_of_one_shared_parts_and_buffers_stand_still_too() -> None:
+    student = source()
+    follower = RunningCopy(student, ["0"])
+    before = {name: value.clone() for name, value in follower.module.state_dict().items()}
+    with torch.no_grad():
+        for value in (*student.parameters(), student[1].running_mean):
+            value.add_(1)
+    follower.follow(student, 1.0)
+    assert all(torch.equal(value, before[name]) for name, value in follower.module.state_dict().items())
+
+
 def test_it_never_trains() -> None:
     follower = RunningCopy(source()).train()
     assert not any(module.training for module in follower.module.modules())

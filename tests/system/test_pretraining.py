@@ -131,7 +131,8 @@ def test_what_was_drawn_before_does_not_change_the_initial_weights() -> None:
     assert not torch.equal(first["model.project.weight"], third["model.project.weight"])
 
 
-def test_a_frozen_frontend_stays_as_it_is_and_the_rest_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("frontend",), ("norm", "project"), ("frontend", "norm", "project")], ids="+".join)
+def test_frozen_parts_stay_as_they_are_and_the_rest_goes_on(tmp_path: Path, names: tuple[str, ...]) -> None:
     parts = {
         "frontend": partial(Wave, ((16, 10, 5), (16, 8, 8), (16, 8, 8))),
         "mixer": partial(Attention, num_heads=2, dropout=0.0),
@@ -145,9 +146,12 @@ def test_a_frozen_frontend_stays_as_it_is_and_the_rest_goes_on(tmp_path: Path) -
                 "schedule": lambda **_: Polynomial(max_steps=100),
                 "optim": partial(adamw, lr=0.01, weight_decay=0.5),
             }
-            _, system = toy_run(
-                tmp_path, max_steps=steps, model=partial(Backbone, freeze_frontend_at=freeze_at), **parts, **changes
+            model = partial(
+                Backbone,
+                freeze_frontend_at=freeze_at if "frontend" in names else None,
+                freeze_projection_at=freeze_at if "project" in names else None,
             )
+            _, system = toy_run(tmp_path, max_steps=steps, model=model, **parts, **changes)
             assert isinstance(system, Pretraining)
             found.append({name: value.clone() for name, value in system.state_dict().items()})
         return found
@@ -156,11 +160,13 @@ def test_a_frozen_frontend_stays_as_it_is_and_the_rest_goes_on(tmp_path: Path) -
         return {name for name, value in after.items() if not torch.equal(value, before[name])}
 
     before, after = states(2)
-    frontend = {name for name in before if name.startswith("model.frontend.")}
-    assert len(frontend) >= 3
-    assert moved(before, after).isdisjoint(frontend)
-    assert "model.project.weight" in moved(before, after)
-    assert frontend <= moved(*states(None))  # decay and gradient would have moved it
+    frozen = {name for name in before if name.startswith(tuple(f"model.{part}." for part in names))}
+    assert len(frozen) >= 3
+    others = {name for name in before if name.startswith("model.") and name not in frozen}
+    learning = moved(*states(None))
+    assert frozen <= learning  # decay and gradient would have moved them
+    assert moved(before, after).isdisjoint(frozen)
+    assert moved(before, after) & others == learning & others != set()
 
 
 @pytest.mark.gpu

@@ -36,6 +36,7 @@ class Backbone(SpeechEncoder):
         norm: Whether a layer norm stands before the projection.
         project: Whether a projection stands there although the widths are one; None for where the norm does. Where the
             widths differ one always does.
+        freeze_projection_at: Optimiser step from which on norm and projection stay as they are too; None for never.
 
     Raises:
         ConfigError: The encoder has no block.
@@ -51,6 +52,7 @@ class Backbone(SpeechEncoder):
         *,
         norm: bool = True,
         project: bool | None = None,
+        freeze_projection_at: int | None = None,
     ) -> None:
         super().__init__()
         if encoder.num_layers < 1:
@@ -67,7 +69,8 @@ class Backbone(SpeechEncoder):
         self.spec_augment = None if spec_augment is None else spec_augment(feature_dim=frontend.dim)
         self.encoder = encoder
         self.freeze_frontend_at = freeze_frontend_at
-        self.frozen = False
+        self.freeze_projection_at = freeze_projection_at
+        self.frozen = self.frozen_projection = False
         self.feature_clock = frontend.clock
         self.clock = encoder.clock(frontend.clock)
         self.feature_dim = frontend.dim
@@ -81,10 +84,14 @@ class Backbone(SpeechEncoder):
     def anneal(self, step: int) -> None:
         self.frontend.anneal(step)
         self.frozen = self.freeze_frontend_at is not None and step >= self.freeze_frontend_at
+        self.frozen_projection = self.freeze_projection_at is not None and step >= self.freeze_projection_at
 
     @override
     def still(self) -> Iterable[nn.Parameter]:
-        return self.frontend.parameters() if self.frozen else ()
+        frozen: list[nn.Module] = [self.frontend] if self.frozen else []
+        if self.frozen_projection:
+            frozen += [self.norm, self.project]
+        return (parameter for part in frozen for parameter in part.parameters())
 
     @override
     def layer_factor(self, layer: int) -> int:
@@ -97,13 +104,21 @@ class Backbone(SpeechEncoder):
 
     @override
     def normalise(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.norm(features_BTC)
+        with self._projecting(features_BTC):
+            return self.norm(features_BTC)
 
     @override
     def embed(self, features_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
         if self.spec_augment is not None:
             features_BTC = self.spec_augment(features_BTC)
-        return self.dropout(self.project(features_BTC))
+        with self._projecting(features_BTC):
+            x_BTD = self.project(features_BTC)
+        return self.dropout(x_BTD)
+
+    def _projecting(self, features_BTC: Float[Tensor, "B T C"]) -> torch.set_grad_enabled:
+        """Keeps nothing for the gradient where norm and projection are frozen and what goes in asks for none either."""
+        frozen = self.frozen_projection and not features_BTC.requires_grad
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not frozen)
 
     @override
     def encode(

@@ -19,7 +19,8 @@ class RunningCopy(nn.Module, Generic[M]):
     """A module's exponential moving average, without gradient and always in evaluation mode.
 
     It begins as the module is, is saved with whatever owns it, and is followed once an optimiser step, not once a
-    micro-batch. Parts that are shared are copied as they are, and so are buffers.
+    micro-batch. Parts that are shared are copied as they are, and so are buffers. With a momentum of 1 it stands still,
+    all of it.
 
     Args:
         source: The module that is followed.
@@ -61,12 +62,16 @@ class RunningCopy(nn.Module, Generic[M]):
     def follow(self, source: M, momentum: float) -> None:
         """Mine <- momentum * mine + (1 - momentum) * theirs, in one fused call; no wait for the device.
 
+        At 1 shared parts and buffers stay too, as in DinoSR's public code.
+
         Args:
             source: The module that is followed.
             momentum: The share that is kept, in [0, 1].
         """
+        if momentum == 1:
+            return
         (mine, theirs), (my_shared, their_shared) = self._paired(source)
-        if mine and momentum < 1:
+        if mine:
             torch._foreach_lerp_(mine, theirs, 1 - momentum)
         my_copies, their_copies = [*my_shared, *self.module.buffers()], [*their_shared, *source.buffers()]
         if my_copies:

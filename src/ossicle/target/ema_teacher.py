@@ -27,7 +27,8 @@ class EmaTeacher(Teacher):
         top_layers: How many layers are read, counted from the last (K).
         read: What is read of each: the ``feed_forward`` network's output before its residual sum, or the ``blocks``'.
         shared: Names of the model's parts that are not averaged but the student's own, such as ``frontend`` and
-            ``encoder.position``. With a shared frontend its frames are made once.
+            ``encoder.position``. With a shared frontend its frames are made once. At a momentum of 1 these too stand
+            still, so who freezes a teacher for good freezes the student's own there as well.
     """
 
     def __init__(
