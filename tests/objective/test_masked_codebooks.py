@@ -86,6 +86,17 @@ def test_each_of_spidrs_heads_trains_the_layers_up_to_its_own() -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("masked_only", [False, True])
+def test_codebooks_hear_of_the_masked_frames(kind: type[MaskedCodebooks], masked_only: bool) -> None:
+    model = small_model()
+    objective = make(kind, model)
+    objective.target.masked_only = masked_only
+    objective.predict(model, small_batch(), MASKED, seed=0)
+    counted_K = objective.target.pending_KVE[..., -1].sum(1).tolist()
+    assert counted_K == [MASKED.numel() if masked_only else 2 * FRAMES] * 2
+
+
+@KINDS
 def test_two_halves_of_a_batch_add_up_to_the_whole(kind: type[MaskedCodebooks]) -> None:
     model, batch = small_model(), small_batch(rows=2)
     objective = make(kind, model, unmasked_weight=0.5)

@@ -61,6 +61,31 @@ def test_codes_are_dinosrs_running_means_of_the_frames_that_chose_them() -> None
         torch.testing.assert_close(target.codes_KVD.double(), sums / counts[..., None], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked_only", [False, True])
+def test_codes_are_means_of_the_masked_frames_alone_where_that_is_asked(masked_only: bool) -> None:
+    model, target = started(decay=0.8, masked_only=masked_only)
+    masked = [[2, 3, 4, 11], [0, 1, 7, 29]]
+    sums, counts = target.codes_KVD.double().clone(), torch.ones(2, 6, dtype=torch.float64)
+    batch = small_batch()
+    frames = torch.stack(target.layers(batch)).double()
+    codes = target.codes(batch, None, torch.tensor(masked))
+    assert torch.equal(codes, started()[1].codes(batch))  # every frame has its code all the same
+    for layer in range(2):
+        for code in range(6):
+            mine = [
+                frames[layer, row, frame]
+                for row in range(2)
+                for frame in (masked[row] if masked_only else range(30))
+                if codes[layer, row, frame] == code
+            ]
+            if mine:
+                sums[layer, code] = 0.8 * sums[layer, code] + 0.2 * sum(mine)
+                counts[layer, code] = 0.8 * counts[layer, code] + 0.2 * len(mine)
+    target.follow(model, step=1)
+    torch.testing.assert_close(target.state_KVE[..., -1].double(), counts)
+    torch.testing.assert_close(target.codes_KVD.double(), sums / counts[..., None], rtol=1e-4, atol=1e-5)
+
+
 def test_a_code_that_nothing_chose_stays() -> None:
     model, target = started()
     with torch.no_grad():
@@ -120,10 +145,11 @@ def test_codebooks_and_teacher_are_saved_and_what_is_pending_is_not() -> None:
 
 
 def test_nothing_is_read_on_the_host() -> None:
-    model, target = started()
+    model, target = started(masked_only=True)
     batch = small_batch()
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert target.codes(batch).shape == (2, 2, 30)
+        assert target.codes(batch, None, torch.tensor([[2, 3], [0, 1]])).shape == (2, 2, 30)
         target.follow(model, step=1)
 
 

@@ -96,7 +96,7 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
             seed: The run's seed; determines the mask's noise.
         """
         features_BTC = model.local(batch.waveform_BS).features_BTC
-        wanted_KBT = self.target.codes(batch, features_BTC)
+        wanted_KBT = self.target.codes(batch, features_BTC, masked_BM)
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
         encoded = model.encode(embedded_BTD, layers=self.reads_layers)
         loss_sum, right, predicted_KP, chosen_KP = self._classify(encoded, wanted_KBT, masked_BM)

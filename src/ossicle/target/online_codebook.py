@@ -14,6 +14,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.layer_reader import Read
 from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.ops.masking import gather_frames
 from ossicle.ops.momentum import Momentum
 from ossicle.target.ema_teacher import EmaTeacher
 
@@ -37,6 +38,8 @@ class OnlineCodebook(EmaTeacher):
         top_layers: Layers that have a codebook, counted from the last (K).
         read: What is read of each.
         shared: Names of the model's parts that are not averaged but the student's own.
+        masked_only: Whether codes are means of the frames alone that are masked for the student, as in DinoSR's public
+            code, and not of all.
 
     Raises:
         ConfigError: Fewer than two codes, or a decay outside [0, 1).
@@ -57,6 +60,7 @@ class OnlineCodebook(EmaTeacher):
         top_layers: int = 8,
         read: Read = "feed_forward",
         shared: Sequence[str] = (),
+        masked_only: bool = False,
     ) -> None:
         super().__init__(clock, feature_dim, momentum=momentum, top_layers=top_layers, read=read, shared=shared)
         if num_codes < 2 or not 0 <= decay < 1:
@@ -66,6 +70,7 @@ class OnlineCodebook(EmaTeacher):
         self.num_codes = num_codes
         self.decay = decay
         self.code_std = code_std
+        self.masked_only = masked_only
 
     @override
     def adopt(self, model: SpeechEncoder) -> None:
@@ -83,12 +88,19 @@ class OnlineCodebook(EmaTeacher):
         return self.state_KVE[..., :-1] / self.state_KVE[..., -1:]
 
     @torch.no_grad()
-    def codes(self, batch: Batch, features_BTC: Float[Tensor, "B T C"] | None = None) -> Int64[Tensor, "K B T"]:
+    def codes(
+        self,
+        batch: Batch,
+        features_BTC: Float[Tensor, "B T C"] | None = None,
+        masked_BM: Int64[Tensor, "B M"] | None = None,
+    ) -> Int64[Tensor, "K B T"]:
         """The code of every frame in every layer; in training they count towards the codebooks' next step.
 
         Args:
             batch: Crops of one length.
             features_BTC: The student's frontend's frames: see :meth:`~ossicle.target.base.Teacher.hear`.
+            masked_BM: The student's masked frames of each row, which alone count with ``masked_only``; None where it
+                masks nothing, and all count.
         """
         frames_KBTD = torch.stack(self.layers(batch, features_BTC))
         with torch.autocast(frames_KBTD.device.type, enabled=False):
@@ -98,10 +110,13 @@ class OnlineCodebook(EmaTeacher):
             scores_KPV = torch.baddbmm(
                 codes_KVD.square().sum(-1)[:, None], frames_KPD, codes_KVD.transpose(1, 2), beta=-0.5
             )
-            chosen_KP = scores_KPV.argmax(-1)
+            chosen_KBT = scores_KPV.argmax(-1).view(frames_KBTD.shape[:-1])
             if self.training:
-                self._count(frames_KPD, chosen_KP)
-        return chosen_KP.view(frames_KBTD.shape[:-1])
+                if masked_BM is not None and self.masked_only:
+                    self._count(*_some(frames_KBTD, chosen_KBT, masked_BM))
+                else:
+                    self._count(frames_KPD, chosen_KBT.flatten(1))
+        return chosen_KBT
 
     def _count(self, frames_KPD: Float[Tensor, "K P D"], chosen_KP: Int64[Tensor, "K P"]) -> None:
         layers = torch.arange(self.top_layers, device=chosen_KP.device)[:, None]
@@ -119,3 +134,13 @@ class OnlineCodebook(EmaTeacher):
         moved_KVE = torch.lerp(self.pending_KVE, self.state_KVE, self.decay)
         self.state_KVE.copy_(torch.where(self.pending_KVE[..., -1:] > 0, moved_KVE, self.state_KVE))
         self.pending_KVE.zero_()
+
+
+def _some(
+    frames_KBTD: Float[Tensor, "K B T D"], chosen_KBT: Int64[Tensor, "K B T"], frames_BM: Int64[Tensor, "B M"]
+) -> tuple[Float[Tensor, "K P D"], Int64[Tensor, "K P"]]:
+    """Some frames of each row, the same in every layer, and their codes: P = B * M of them."""
+    layers = len(frames_KBTD)
+    some_RMD = gather_frames(frames_KBTD.flatten(0, 1), frames_BM.repeat(layers, 1))
+    codes_KBM = chosen_KBT.gather(2, frames_BM.expand(layers, -1, -1))
+    return some_RMD.view(layers, -1, some_RMD.shape[-1]), codes_KBM.flatten(1)
