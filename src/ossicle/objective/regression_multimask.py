@@ -49,7 +49,7 @@ class RegressionMultimask(TaughtObjective[Teacher], MaskingObjective):
         *,
         decoder: DecoderFactory,
         num_masks: int = 8,
-        mask_start_probability: float = 0.11,
+        mask_start_probability: float = 0.1294,
         mask_length: int = 5,
         beta: float = 0.0,
     ) -> None:
