@@ -31,7 +31,7 @@ def on(shards: object, name: str, labels: object = "nowhere") -> list[str]:
 def shrunk(config: dict[str, Any], steps: int = 2) -> dict[str, Any]:
     """The same chain of runs with few clusters and steps each, on parts of few channels and layers."""
     for run in config["stage"].get("iterations", ()):
-        run |= {"clusters": CLUSTERS, "max_steps": steps}
+        run |= {"clusters": CLUSTERS, "max_steps": steps, "warmup_steps": None}
         if run.get("layer") is not None:
             run["layer"] = 1
     if "top_layers" in config["target"]:

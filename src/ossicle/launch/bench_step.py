@@ -134,12 +134,12 @@ def check_parts(config: Config, name: str) -> None:
         ConfigError: Its parts do not fit.
     """
     from ossicle.launch.binding import check_binding
-    from ossicle.launch.experiment import build_on_meta, stages
+    from ossicle.launch.experiment import as_run, build_on_meta, stages
 
     try:
         check_binding({key: value for key, value in config.items() if key != "data"})
         last = stages(config).runs()[-1]
-        build_on_meta(config, last.clusters, last.max_steps)
+        build_on_meta(as_run(config, last), last.clusters)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.problem}", error.mend) from error
 

@@ -16,7 +16,7 @@ from ossicle.launch.preflight import BatchShare, share_batch
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ossicle.stage.plan import Stages
+    from ossicle.stage.plan import Run, Stages
     from ossicle.system.build import Experiment
     from ossicle.system.execution import Execution
 
@@ -150,16 +150,25 @@ def check(config: Config) -> None:
                 "the target reads labels, and neither the data name any nor does a stage make them",
                 "choose stage=iterations, or make labels with ossicle label and state data.labels=DIR",
             )
-        build_on_meta(config, run.clusters, run.max_steps)
+        build_on_meta(as_run(config, run), run.clusters)
 
 
-def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | None = None) -> None:
+def as_run(config: Config, run: "Run") -> dict[str, Any]:
+    """The config with the steps of one run of its chain, and those of them that warm up."""
+    changed = dict(config)
+    if run.max_steps is not None:
+        changed["max_steps"] = run.max_steps
+    if run.warmup_steps is not None and "warmup_steps" in config["schedule"]:
+        changed["schedule"] = {**config["schedule"], "warmup_steps": run.warmup_steps}
+    return changed
+
+
+def build_on_meta(config: Config, clusters: int | None = None) -> None:
     """Build a config's parts without their weights, as one run of its chain has them.
 
     Args:
-        config: A resolved config.
+        config: A resolved config, as :func:`as_run` has it.
         clusters: Classes of the target in this run, or None for the config's own.
-        max_steps: Optimiser steps of this run, or None for the config's own.
     """
     import torch
 
@@ -179,7 +188,7 @@ def build_on_meta(config: Config, clusters: int | None = None, max_steps: int | 
     # compiling and float8 are left out: the machine that asks for a GPU need not have one
     replace(execution(config), compile=False, compile_mode="default", float8=False).prepare(model)
     parts["augmentation"](clock=model.clock)
-    parts["schedule"](max_steps=config["max_steps"] if max_steps is None else max_steps)
+    parts["schedule"](max_steps=config["max_steps"])
 
 
 def use_threads(config: Config) -> None:

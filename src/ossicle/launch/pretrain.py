@@ -11,7 +11,7 @@ from ossicle.core.files import atomic_write
 from ossicle.core.world import World
 from ossicle.launch import runs
 from ossicle.launch.config import Config
-from ossicle.launch.experiment import batch_share, check, labels_stated, resolved, stages, use_threads
+from ossicle.launch.experiment import as_run, batch_share, check, labels_stated, resolved, stages, use_threads
 from ossicle.launch.ranks import needs_ranks, run_ranks
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ def train_one(config: Config, run: "Run", place: Path, before: Path | None, *, f
     """
     from ossicle.launch.training import train
 
-    changed = dict(config)
-    if run.max_steps is not None:
-        changed["max_steps"] = run.max_steps
+    changed = as_run(config, run)
     if run.clusters is not None and not labels_stated(changed["data"]):
         target = changed["target"]
         changed["target"] = {**target, "num_classes": run.clusters}

@@ -23,6 +23,7 @@ class Run:
         layer: Which layer's output is clustered; 0 is the input to the first block.
         clusters: Number of clusters (V).
         max_steps: Optimiser steps, or None for the experiment's own number.
+        warmup_steps: Those of them that warm up; None, or a schedule that counts no such steps, for the schedule's own.
     """
 
     name: str = ""
@@ -30,6 +31,7 @@ class Run:
     layer: int | None = None
     clusters: int | None = None
     max_steps: int | None = None
+    warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a recipe that contradicts itself.
