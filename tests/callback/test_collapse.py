@@ -10,6 +10,7 @@ from typing_extensions import override
 from ossicle.callback.collapse import CollapseGuard
 from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import CollapseError
+from ossicle.core.metrics import CodeUse
 from tests.system.toys import ToyModel, ToyObjective, toy_run
 
 GUARD = partial(CollapseGuard, start_step=4, patience=2, min_over_chance=None, min_output_perplexity=None)
@@ -104,6 +105,17 @@ def test_one_among_negatives_and_the_classes_are_each_held_against_their_own_cha
         ((sign, reading),) = guard.signs({**learning, name: chance}, 1)
         assert sign == "the model guesses"
         assert name in reading
+
+
+def test_one_dead_codebook_of_several_is_a_sign_though_their_mean_is_healthy(tmp_path: Path) -> None:
+    guard = CollapseGuard(run_dir=tmp_path, config={}, start_step=0)
+    counts_GV = torch.ones(8, 256)
+    assert not list(guard.signs(CodeUse(counts_GV).read("target/codes"), 1))
+    counts_GV[1:] = 0
+    counts_GV[1:, 0] = 256
+    ((sign, reading),) = guard.signs(CodeUse(counts_GV).read("target/codes"), 1)
+    assert sign == "a codebook of the target uses hardly any codes"
+    assert "target/codes_least_perplexity 1 < 2" in reading
 
 
 def test_readings_that_recover_start_the_count_anew(tmp_path: Path) -> None:

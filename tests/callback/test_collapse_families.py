@@ -36,6 +36,12 @@ def one_code(system: Pretraining) -> None:
     at(system.objective, "target.logits.bias")[0] = 1e4
 
 
+def one_code_in_one_group(system: Pretraining) -> None:
+    weight, bias = (at(system.objective, f"target.logits.{name}") for name in ("weight", "bias"))
+    weight[: len(weight) // 2] = 0
+    bias[0] = 1e4
+
+
 def one_code_in_the_frontend(system: Pretraining) -> None:
     at(system.model, "frontend.quantiser.logits.weight").zero_()
     at(system.model, "frontend.quantiser.logits.bias").view(2, -1)[:, 0] = 1e4
@@ -67,6 +73,13 @@ KMEANS = ("layer/quantiser@frontend.quantiser=kmeans",)
 LOWEST = ("objective.contrastive_layer=1",)  # of two
 FAMILIES: dict[str, tuple[str, Callable[[Pretraining], None], str, tuple[str, ...]]] = {
     "contrastive, one code": ("wav2vec2_tiny", one_code, "the target uses hardly any codes", ()),
+    "contrastive, one code in one group": (
+        "wav2vec2_tiny",
+        one_code_in_one_group,
+        "a codebook of the target uses hardly any codes",
+        (),
+    ),
+    "contrastive beside codes, one code": ("w2v_bert_tiny", one_code, "the target uses hardly any codes", LOWEST),
     "contrastive, blind": ("wav2vec2_tiny", blind_context, "the model guesses", ()),
     "contrastive beside codes, blind": ("w2v_bert_tiny", blind_context, "the model guesses", LOWEST),
     "contrastive, constant output": ("wav2vec2_tiny", constant_output, "output is nearly constant", ()),
@@ -76,6 +89,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Pretraining], None], str, tuple[str, ..
         "frames that are foreseen are nearly constant",
         (),
     ),
+    "foreseeing by InfoNCE, blind": ("cpc_tiny", blind_predictions, "the model guesses", ()),
     "foreseeing, blind": ("wav2vec_tiny", blind_predictions, "the model guesses", ()),
     "foreseen codes, one": ("vq_wav2vec_tiny", one_code_in_the_frontend, "the target uses hardly any codes", ()),
     "foreseen clusters, one": ("vq_wav2vec_tiny", one_far_code_in_the_frontend, "hardly any codes", KMEANS),

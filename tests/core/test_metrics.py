@@ -25,6 +25,8 @@ def test_code_use_reads_perplexity_use_and_the_top_share() -> None:
 def test_code_use_averages_over_groups() -> None:
     values = CodeUse(torch.tensor([[1.0, 1.0], [2.0, 0.0]])).read("codes")
     assert values["codes_perplexity"] == pytest.approx((2.0 + 1.0) / 2)
+    assert values["codes_least_perplexity"] == pytest.approx(1.0)
+    assert values["codes_top"] == pytest.approx((0.5 + 1.0) / 2)  # what guessing each group's own most frequent scores
 
 
 def test_sums_survive_a_trip_through_one_vector() -> None:

@@ -30,7 +30,7 @@ class CollapseGuard(Watcher):
         action: ``stop`` raises when the signs persist, ``warn`` only says so.
         patience: Consecutive readings with a sign after which the run is stopped.
         start_step: Optimiser steps before which a model may look collapsed: all begin so.
-        min_target_perplexity: Least perplexity of the target's codes.
+        min_target_perplexity: Least perplexity of the target's codes, on average over codebooks and in each.
         min_output_perplexity: Least perplexity of the predicted classes.
         min_output_std: Least standard deviation of the encoder's output over frames, averaged over channels.
         min_target_std: Least standard deviation of a teacher's targets over frames; normalised ones have about 1.
@@ -68,6 +68,7 @@ class CollapseGuard(Watcher):
         self.min_over_chance = min_over_chance
         self.floors = {
             "target/codes_perplexity": (min_target_perplexity, "the target uses hardly any codes"),
+            "target/codes_least_perplexity": (min_target_perplexity, "a codebook of the target uses hardly any codes"),
             "objective/codes_perplexity": (min_output_perplexity, "the model predicts hardly any classes"),
             "objective/output_std": (min_output_std, "the encoder's output is nearly constant"),
             "target/std": (min_target_std, "the teacher's targets are nearly constant"),

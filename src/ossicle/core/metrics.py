@@ -63,8 +63,8 @@ class CodeUse(Metric):
     """How often each code was used: counts of shape (V,) or (G, V).
 
     Read as ``NAME_perplexity`` (exp of the entropy in nats, averaged over groups), ``NAME_used`` (the fraction of codes
-    that were used at all) and ``NAME_top`` (the share of the most frequent code, in the group where it is largest: what
-    always guessing that code would score).
+    that were used at all) and ``NAME_top`` (the share of each group's most frequent code, averaged as an accuracy over
+    groups is: what always guessing these would score); of several groups also ``NAME_least_perplexity``.
     """
 
     counts: Tensor
@@ -83,8 +83,11 @@ class CodeUse(Metric):
         share = counts / counts.sum(-1, keepdim=True).clamp(min=1e-12)
         entropy = -(share * share.clamp(min=1e-12).log()).sum(-1)
         used = (counts > 0).double().mean()
-        perplexity = float(entropy.exp().mean())
-        return {f"{name}_perplexity": perplexity, f"{name}_used": float(used), f"{name}_top": float(share.max())}
+        perplexity_G = entropy.exp()
+        values = {"perplexity": perplexity_G.mean(), "used": used, "top": share.amax(-1).mean()}
+        if len(counts) > 1:
+            values["least_perplexity"] = perplexity_G.min()
+        return {f"{name}_{what}": float(value) for what, value in values.items()}
 
 
 def flatten(metrics: Mapping[str, Metric]) -> Tensor:
