@@ -77,7 +77,7 @@ class Backbone(SpeechEncoder):
         self.dim = encoder.dim
         self.num_layers = encoder.num_layers
         self.drops_frames = encoder.drops_frames
-        self.causal = encoder.causal
+        self.causal = frontend.causal and encoder.causal
         self.quantises = frontend.quantises
 
     @override

@@ -16,11 +16,14 @@ class Frontend(nn.Module, ABC):
         clock: Kernel, stride and offset of the frames, in samples.
         dim: Channels of a frame (C).
         quantises: Whether frames are codes, and come with a penalty that an objective must add.
+        causal: Whether a frame hears the samples that the clock says, and nothing of what comes after them: no norm
+            over the row.
     """
 
     clock: FrameClock
     dim: int
     quantises: bool = False
+    causal: bool = False
 
     def anneal(self, step: int) -> None:
         """Follow the number of optimiser steps taken, a host integer, where something in the frontend depends on it."""

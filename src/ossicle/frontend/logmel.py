@@ -72,6 +72,7 @@ class LogMel(Frontend):
         self.clock = self.mel_clock.then(stack, stack)
         self.dim = num_mels * stack
         self.norm = GlobalNorm(num_mels) if norm == "global" else UtteranceNorm()
+        self.causal = norm == "global"
 
     def mels(self, waveform_BS: Float[Tensor, "B S"]) -> Float[Tensor, "B T C"]:
         """Log-mel energies on ``mel_clock``, as they are before they are normalised."""

@@ -63,6 +63,7 @@ class LogMelConv(Frontend):
             band_shift=band_shift,
             norm=norm,
         )
+        self.causal = self.mels.causal
         self.shorten = Shortening(num_mels, convolutions, gated=gated)
         self.gradient_scale = GradientScale(gradient_scale)
         self.clock = shortened_clock(self.mels.clock, convolutions)

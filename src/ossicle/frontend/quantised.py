@@ -32,6 +32,7 @@ class Quantised(Frontend):
         self.frontend = frontend()
         self.clock = self.frontend.clock
         self.dim = self.frontend.dim
+        self.causal = self.frontend.causal
         self.quantiser = quantiser(dim=self.dim)
 
     @override

@@ -37,9 +37,11 @@ class ConvolutionalFrontend(Frontend):
 
     Attributes:
         recompute: Whether training keeps nothing of a layer but what goes in, and makes it again on the way back.
+        local: Whether the norms of its layers are of one frame each.
     """
 
     recompute: bool = False
+    local: bool = False
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class ConvolutionalFrontend(Frontend):
     ) -> None:
         super().__init__()
         self.norm = UtteranceNorm() if normalise else None
+        self.causal = self.local and not normalise
         clock = FrameClock(rate_hz=rate_hz)
         self.clocks: list[FrameClock] = []
         layers = []
@@ -107,6 +110,8 @@ class Wave(ConvolutionalFrontend):
 class WaveLayerNorm(ConvolutionalFrontend):
     """wav2vec 2.0 and HuBERT large, XLS-R: every convolution is followed by a layer norm over channels."""
 
+    local = True
+
     @override
     def make_layer(
         self, index: int, in_channels: int, out_channels: int, kernel: int, stride: int, *, bias: bool
@@ -121,6 +126,8 @@ class WaveReLU(ConvolutionalFrontend):
     The norm of each frame alone is that of CPC's public code. wav2vec normalises over time as well, and so lets a frame
     hear what comes after it, which is what the model is trained to foresee.
     """
+
+    local = True
 
     @override
     def make_layer(

@@ -24,7 +24,8 @@ class SpeechEncoder(nn.Module, ABC):
         dim: Width of the encoder's frames (D).
         num_layers: Blocks of the encoder (L).
         drops_frames: Whether :meth:`encode` can go on with some of the frames alone.
-        causal: Whether an encoded frame hears itself and what is before it, and nothing after.
+        causal: Whether an encoded frame hears itself and what is before it, and nothing after, a norm over the row
+            neither.
         quantises: Whether the frontend's frames are codes, and come with a penalty that an objective must add.
     """
 

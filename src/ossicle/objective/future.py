@@ -21,7 +21,7 @@ from ossicle.target.frames import Frames
 class Foreseeing(Objective):
     """Predicts the frames that come, one map for each distance; subclasses say how predictions are judged.
 
-    The encoder must be causal: one that hears what comes copies it, and learns nothing. Nothing is masked.
+    The model must be causal: one that hears what comes copies it, and learns nothing. Nothing is masked.
 
     Args:
         target: The frames that are foreseen.
@@ -66,8 +66,9 @@ class Foreseeing(Objective):
             raise ConfigError("the encoder shortens: what comes is not on its clock", "choose another encoder")
         if not model.causal:
             raise ConfigError(
-                "the encoder hears what comes, and would copy what it is to foresee",
-                "choose a causal one: encoder=recurrent or encoder=convolutional",
+                "the model hears what comes, and would copy what it is to foresee",
+                "choose a causal encoder, encoder=recurrent or encoder=convolutional, and a frontend that normalises"
+                " nothing over the row: frontend.norm=global for log-mel frames, frontend=wave_cpc or wave_layer_norm",
             )
 
     @override
