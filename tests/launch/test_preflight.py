@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.preflight import share_batch
+from ossicle.launch.preflight import check_crops, share_batch
 
 
 def test_a_batch_that_divides_is_shared() -> None:
@@ -32,3 +32,9 @@ def test_whatever_is_shared_adds_up(world: int, accumulate: int, micro_batch_s: 
 def test_a_global_batch_smaller_than_one_micro_batch_a_rank_names_one_that_fits() -> None:
     with pytest.raises(ConfigError, match="batch_s=320"):
         share_batch(100, 40, 8)
+
+
+def test_crops_that_cannot_be_made_are_refused() -> None:
+    check_crops({"max_crop_s": 1.28, "min_crop_s": 1.28, "max_cut": 0.1})
+    with pytest.raises(ConfigError, match=r"min_crop_s=2.0 to data.max_crop_s=1.28 seconds are impossible"):
+        check_crops({"max_crop_s": 1.28, "min_crop_s": 2.0, "max_cut": 0.1})

@@ -32,9 +32,9 @@ def causal(encoder: type[Convolutional] | type[Recurrent] = Convolutional) -> Ba
     return Backbone(WaveReLU(THIN, gradient_scale=1.0), encoder(partial(Attention), dim=8, num_layers=2), 0.0)
 
 
-def objective(kind: type[Foreseeing], model: Backbone) -> Foreseeing:
+def objective(kind: type[Foreseeing], model: Backbone, *, across_rows: bool = False) -> Foreseeing:
     torch.manual_seed(1)
-    made = kind(Frames(model.clock, 6), model.dim, 6, num_steps=3, num_negatives=4)
+    made = kind(Frames(model.clock, 6), model.dim, 6, num_steps=3, num_negatives=4, across_rows=across_rows)
     made.adopt(model)
     if made.predict.bias is not None:
         nn.init.normal_(made.predict.bias)
@@ -42,18 +42,21 @@ def objective(kind: type[Foreseeing], model: Backbone) -> Foreseeing:
 
 
 @KINDS
+@pytest.mark.parametrize("across_rows", [False, True])
 def test_the_loss_equals_a_loop_over_the_papers_equation_in_float64(
-    kind: type[Foreseeing], make_batch: Callable[..., Batch]
+    kind: type[Foreseeing], across_rows: bool, make_batch: Callable[..., Batch]
 ) -> None:
     model = causal().double()
-    loss = objective(kind, model).double()
+    loss = objective(kind, model, across_rows=across_rows).double()
     batch = make_batch(rows=2, frames=9)
     batch = replace(batch, waveform_BS=batch.waveform_BS.double())
     output = loss(model, batch, seed=5, step=0)
     z = model.local(batch.waveform_BS).features_BTC
     frames = z.shape[1]
     c = model.encode(model.embed(model.normalise(z))).last_BTD
-    draws = other_frames(2, frames, num=4, generator=generator(5, batch.position, 0, "negatives"))
+    source = generator(5, batch.position, 0, "negatives")
+    draws = other_frames(2, frames, num=4, generator=source, across_rows=across_rows)
+    among = [z.flatten(0, 1)] * 2 if across_rows else list(z)  # what each row's negatives are counted in
     maps = loss.predict.weight.unflatten(0, (3, 6))
     shifts = torch.zeros(3, 6) if kind is ContrastivePredictive else loss.predict.bias.unflatten(0, (3, 6))
     total, count = 0.0, 0
@@ -62,7 +65,7 @@ def test_the_loss_equals_a_loop_over_the_papers_equation_in_float64(
             for t in range(frames - step):
                 prediction = maps[step - 1] @ c[row, t] + shifts[step - 1]
                 right = (prediction @ z[row, t + step]).item()
-                wrong = [(prediction @ z[row, other]).item() for other in draws[row, t + step].tolist()]
+                wrong = [(prediction @ among[row][other]).item() for other in draws[row, t + step].tolist()]
                 if kind is ContrastivePredictive:
                     total -= math.log(math.exp(right) / (math.exp(right) + sum(math.exp(w) for w in wrong)))
                 else:

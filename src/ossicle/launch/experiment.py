@@ -11,7 +11,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.launch.binding import check_binding, check_number
 from ossicle.launch.config import Config
 from ossicle.launch.parts import fit_parts
-from ossicle.launch.preflight import BatchShare, share_batch
+from ossicle.launch.preflight import BatchShare, check_crops, share_batch
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -118,8 +118,8 @@ def check(config: Config) -> None:
     """Everything about a config that can be checked before a device is asked for, the building of its parts included.
 
     Raises:
-        ConfigError: A part's arguments do not fit its class, the batch does not divide, the stages contradict, or the
-            parts do not fit each other.
+        ConfigError: A part's arguments do not fit its class, the batch does not divide, no crop can be made, the stages
+            contradict, or the parts do not fit each other.
     """
     for key, kind in NUMBERS.items():
         group, _, name = key.rpartition(".")
@@ -128,6 +128,7 @@ def check(config: Config) -> None:
             check_number(key, holder[name], kind)
     check_binding(config)
     batch_share(config)
+    check_crops(config["data"])
     if "urls" in config["data"] and str(config["target"].get("_target_")).startswith("ossicle.target.kmeans."):
         raise ConfigError(
             "the target reads labels, which are found by an index, and data=stream has none",

@@ -1,6 +1,8 @@
 """From a global batch in audio-seconds to micro-batches a rank: what divides is derived, what does not is refused."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ossicle.core.errors import ConfigError
 
@@ -54,3 +56,18 @@ def share_batch(batch_s: float, micro_batch_s: float, world: int) -> BatchShare:
             f"set batch_s={lower:g} or batch_s={upper:g}, or data.batch_s={batch_s / (world * max(1, accumulate)):g}",
         )
     return BatchShare(batch_s, micro_batch_s, world, accumulate)
+
+
+def check_crops(data: Mapping[str, Any]) -> None:
+    """Refuse data whose numbers allow no crop.
+
+    Args:
+        data: The config of a run's data.
+
+    Raises:
+        ConfigError: No length lies between the shortest crop and the longest.
+    """
+    from ossicle.data.buckets import pieces_of
+
+    if "max_crop_s" in data:
+        pieces_of(max_crop_s=data["max_crop_s"], min_crop_s=data["min_crop_s"], max_cut=data.get("max_cut", 1.0))

@@ -21,6 +21,7 @@ class ContrastiveBinary(Foreseeing):
         feature_dim: Channels of the frontend's frames (C).
         num_steps: Frames ahead, from 1 (K).
         num_negatives: Negatives of each frame that comes (N).
+        across_rows: Whether negatives come from all rows of a micro-batch; else from the frame's own.
         negative_weight: Weight of the negatives' mean (lambda in the paper); None for their number, as published.
 
     Raises:
@@ -37,9 +38,12 @@ class ContrastiveBinary(Foreseeing):
         *,
         num_steps: int = 12,
         num_negatives: int = 10,
+        across_rows: bool = False,
         negative_weight: float | None = None,
     ) -> None:
-        super().__init__(target, dim, feature_dim, num_steps=num_steps, num_negatives=num_negatives)
+        super().__init__(
+            target, dim, feature_dim, num_steps=num_steps, num_negatives=num_negatives, across_rows=across_rows
+        )
         self.negative_weight = float(num_negatives) if negative_weight is None else negative_weight
         if self.negative_weight <= 0:
             raise ConfigError(f"objective.negative_weight={negative_weight} tells nothing apart", "give more than 0")

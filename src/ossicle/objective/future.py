@@ -29,6 +29,8 @@ class Foreseeing(Objective):
         feature_dim: Channels of the frontend's frames (C).
         num_steps: Frames ahead, from 1 (K).
         num_negatives: Negatives of each frame that comes (N).
+        across_rows: Whether negatives come from all rows of a micro-batch; else from the frame's own. The loss then
+            depends on how a step's batch is shared out.
 
     Attributes:
         affine: Whether the maps have biases.
@@ -41,7 +43,14 @@ class Foreseeing(Objective):
     affine: bool = False
 
     def __init__(
-        self, target: Frames, dim: int, feature_dim: int, *, num_steps: int = 12, num_negatives: int = 10
+        self,
+        target: Frames,
+        dim: int,
+        feature_dim: int,
+        *,
+        num_steps: int = 12,
+        num_negatives: int = 10,
+        across_rows: bool = False,
     ) -> None:
         super().__init__()
         if num_steps < 1 or num_negatives < 1:
@@ -54,6 +63,7 @@ class Foreseeing(Objective):
         self.target = target
         self.num_steps = num_steps
         self.num_negatives = num_negatives
+        self.across_rows = across_rows
         self.predict = nn.Linear(dim, num_steps * feature_dim, bias=self.affine)
         # scores of frames of deviation one begin about one, whatever the widths: larger, a run must first unlearn them
         nn.init.normal_(self.predict.weight, std=(dim * feature_dim) ** -0.5)
@@ -78,7 +88,9 @@ class Foreseeing(Objective):
         if frames < 2:
             raise DataError(f"crops of {samples} samples have one frame", "raise data.min_crop_s")
         draws = generator(seed, batch.position, 0, "negatives", batch.waveform_BS.device)
-        negatives_BTN = other_frames(rows, frames, num=self.num_negatives, generator=draws)
+        negatives_BTN = other_frames(
+            rows, frames, num=self.num_negatives, generator=draws, across_rows=self.across_rows
+        )
         return self.compare(model, batch, negatives_BTN)
 
     def compare(self, model: SpeechEncoder, batch: Batch, negatives_BTN: Int64[Tensor, "B T N"]) -> ObjectiveOutput:
@@ -87,13 +99,14 @@ class Foreseeing(Objective):
         Args:
             model: The model that is trained.
             batch: Crops of one length.
-            negatives_BTN: Negatives of each frame that may come, in its row.
+            negatives_BTN: Negatives of each frame that may come, in its row, or counted through all rows.
         """
         local = model.local(batch.waveform_BS)
         features_BTC = local.features_BTC
         context_BTD = model.encode(model.embed(model.normalise(features_BTC))).last_BTD
         predicted_BTKC = self.predict(context_BTD).unflatten(2, (self.num_steps, features_BTC.shape[2]))
-        right, wrong = foreseen_scores(predicted_BTKC, self.target(features_BTC), negatives_BTN)
+        foreseen_BTC = self.target(features_BTC)
+        right, wrong = foreseen_scores(predicted_BTKC, foreseen_BTC, negatives_BTN, across_rows=self.across_rows)
         loss_sum = torch.stack([self.judge(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
         count = torch.full((), float(sum(r.numel() for r in right)), device=loss_sum.device)
         best = torch.stack([found(r, w).sum() for r, w in zip(right, wrong, strict=True)]).sum()
