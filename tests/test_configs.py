@@ -4,17 +4,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from ossicle.core.clock import FrameClock
+from ossicle.data.buckets import choose_shapes
+from ossicle.encoder.convolutional import Convolutional
 from ossicle.launch.binding import check_binding
 from ossicle.launch.config import compose, groups
-from ossicle.launch.experiment import build_on_meta, check, experiment, resolved
+from ossicle.launch.experiment import build_on_meta, check, experiment, instantiate_part, resolved
 from ossicle.launch.labels import LabelRequest, make
+from ossicle.launch.preflight import share_batch
 from ossicle.launch.pretrain import pretrain
-from ossicle.system.build import build_parts
+from ossicle.system.build import build_parts, connect
 from tests.launch.toy import CLUSTERS, TOY, on, shrunk
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -22,6 +26,13 @@ PARTS = sorted(
     path for path in CONF.glob("*/**/*.yaml") if path.parent.name not in {"experiment", "cluster", "job_logging"}
 )
 EXPERIMENTS = groups()["experiment"]
+FULL = [name for name in EXPERIMENTS if not name.endswith("_tiny")]
+DEVICES = {
+    "cpc": 8, "wav2vec": 8, "vq_wav2vec": 8, "wav2vec2_base": 64, "wav2vec2_large": 128, "xlsr": 64, "hubert_base": 32,
+    "hubert_large": 128, "mhubert": 32, "mr_hubert": 32, "fast_hubert": 8, "data2vec_base": 16, "data2vec2_base": 8,
+    "dinosr_base": 16, "spidr_base": 16, "spiral_base": 16, "essl": 1,
+}  # fmt: skip
+"""GPUs of the published runs, where a paper, a config or a README says how many."""
 
 
 def toy(name: str, *more: str) -> dict[str, Any]:
@@ -51,6 +62,40 @@ def test_every_experiment_builds_on_the_meta_device(name: str) -> None:
     config = resolved(compose("pretrain", [f"experiment={name}", *on("nowhere", name), "batch_s=1", "data.batch_s=1"]))
     check(config)
     build_on_meta(config)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_full_experiments_crops_and_batches_can_be_made_on_one_and_on_the_published_devices(name: str) -> None:
+    config = resolved(compose("pretrain", [f"experiment={name}", *on("nowhere", name)]))
+    data, rate_hz = config["data"], 16_000
+    samples_N = np.random.default_rng(0).integers(rate_hz, 35 * rate_hz, 20_000)
+    numbers = {key: data[key] for key in ("max_crop_s", "min_crop_s", "num_shapes", "batch_s", "max_cut")}
+    shapes = choose_shapes(samples_N, **numbers)
+    assert shapes.lengths[0] >= data["min_crop_s"] * rate_hz
+    assert data["max_crop_s"] * rate_hz - 320 < shapes.lengths[-1] <= data["max_crop_s"] * rate_hz
+    assert all(
+        abs(rows * length - data["batch_s"] * rate_hz) <= length / 2
+        for rows, length in zip(shapes.rows, shapes.lengths, strict=True)
+    ), "a crop is longer than what a rank takes at once"
+    for devices in {1, DEVICES.get(name, 1)}:
+        assert share_batch(config["batch_s"], data["batch_s"], devices).world == devices
+
+
+# the papers' figures: a frame of the context hears 210 ms, in the larger network 810 ms; that has 34 million parameters
+@pytest.mark.parametrize(("name", "heard_ms", "millions"), [("wav2vec", 210, None), ("vq_wav2vec", 810, 34)])
+def test_wav2vecs_networks_hear_as_much_as_the_published_ones(name: str, heard_ms: int, millions: int | None) -> None:
+    config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=nowhere"]))
+    kinds = ("frontend", "mixer", "encoder", "model", "target", "objective")
+    with torch.device("meta"):
+        model, objective = connect(**{kind: instantiate_part(config, kind) for kind in kinds})
+    encoder, clock = model.get_submodule("encoder"), model.clock
+    assert isinstance(encoder, Convolutional)
+    heard = clock.kernel_samples + sum(block.kernel - 1 for block in encoder.blocks) * clock.stride_samples
+    assert 1000 * heard / clock.rate_hz == pytest.approx(heard_ms, abs=2)
+    assert all((block.scale is None) == (name == "wav2vec") for block in encoder.blocks)
+    if millions is not None:
+        count = sum(p.numel() for part in (model, objective) for p in part.parameters())
+        assert count == pytest.approx(1e6 * millions, rel=0.05)
 
 
 @pytest.mark.parametrize("group", ["mixer", "frontend"])

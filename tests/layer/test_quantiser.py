@@ -118,3 +118,36 @@ def test_autocast_changes_nothing(kind: type[Quantiser]) -> None:
 def test_groups_that_do_not_divide_the_width_are_refused(kind: type[Quantiser]) -> None:
     with pytest.raises(ConfigError, match="num_groups"):
         make(kind, dim=7)
+
+
+@KINDS
+def test_combined_groups_take_their_codes_from_one_codebook(kind: type[Quantiser]) -> None:
+    torch.manual_seed(0)
+    quantiser = kind(6, num_groups=2, num_codes=5, combine_groups=True).eval()  # ty: ignore[missing-argument]
+    x = torch.randn(2, 7, 6)
+    coded = quantiser(x)
+    assert quantiser.codebook_GVD.shape == (1, 5, 3)
+    for row in range(2):
+        for t in range(7):
+            pair = [quantiser.codebook_GVD[0, int(code)] for code in coded.codes_BTG[row, t]]
+            torch.testing.assert_close(coded.vectors_BTC[row, t], torch.cat(pair))
+    if isinstance(quantiser, KMeansCodes):
+        z_BTGD = quantiser.norm(quantiser.project(x)).unflatten(-1, (2, 3))
+        far_BTGV = (z_BTGD[..., None, :] - quantiser.codebook_GVD[0]).square().sum(-1)
+        assert torch.equal(coded.codes_BTG, far_BTGV.argmin(-1))
+
+
+@KINDS
+def test_a_shared_codebook_learns_from_every_group(kind: type[Quantiser]) -> None:
+    torch.manual_seed(0)
+    apart, shared = (kind(6, num_groups=2, num_codes=5, combine_groups=one).eval() for one in (False, True))  # ty: ignore[missing-argument]
+    shared.load_state_dict(apart.state_dict() | {"codebook_GVD": apart.codebook_GVD[:1].detach()})
+    with torch.no_grad():
+        apart.codebook_GVD[1] = apart.codebook_GVD[0]
+    x = torch.randn(2, 7, 6)
+    for quantiser in (apart, shared):
+        coded = quantiser(x)
+        (coded.vectors_BTC.square().sum() + coded.penalty).backward()
+    assert apart.codebook_GVD.grad is not None
+    assert shared.codebook_GVD.grad is not None
+    torch.testing.assert_close(shared.codebook_GVD.grad, apart.codebook_GVD.grad.sum(0, keepdim=True))

@@ -39,14 +39,20 @@ class Quantiser(nn.Module, ABC):
 
     Args:
         dim: Width of frames (C).
-        num_groups: Codebooks (G).
+        num_groups: Groups of channels (G).
         num_codes: Codes of each (V).
+        combine_groups: Whether all groups take their codes from one codebook, and not each from its own.
+
+    Attributes:
+        codebook_GVD: The codes' vectors, of one group where groups are combined.
 
     Raises:
         ConfigError: The groups do not divide the width.
     """
 
-    def __init__(self, dim: int, num_groups: int, num_codes: int) -> None:
+    codebook_GVD: nn.Parameter
+
+    def __init__(self, dim: int, num_groups: int, num_codes: int, *, combine_groups: bool) -> None:
         super().__init__()
         if num_groups < 1 or dim % num_groups:
             raise ConfigError(
@@ -55,6 +61,12 @@ class Quantiser(nn.Module, ABC):
         self.dim = dim
         self.num_groups = num_groups
         self.num_codes = num_codes
+        self.codebook_shape = (1 if combine_groups else num_groups, num_codes, dim // num_groups)
+
+    @property
+    def vectors_GVD(self) -> Float[Tensor, "G V D"]:
+        """The codes' vectors of every group."""
+        return self.codebook_GVD.expand(self.num_groups, -1, -1)
 
     def anneal(self, step: int) -> None:
         """Follow the number of optimiser steps taken; a host integer."""
@@ -83,11 +95,12 @@ class GumbelCodes(Quantiser):
 
     Args:
         dim: Width of frames (C).
-        num_groups: Codebooks (G).
+        num_groups: Groups of channels (G).
         num_codes: Codes of each (V).
         temperature: Temperature of the softmax at step 0.
         temperature_decay: Factor of the temperature a step.
         temperature_floor: Least temperature.
+        combine_groups: Whether all groups take their codes from one codebook.
         diversity_weight: Weight of the share of codes left unused in a batch, which the paper has not, and wav2vec 2.0
             has for the codes that fall out of use without it (arXiv 2006.11477, equation 4).
     """
@@ -101,9 +114,10 @@ class GumbelCodes(Quantiser):
         temperature: float = 2.0,
         temperature_decay: float = 0.999995,
         temperature_floor: float = 0.5,
+        combine_groups: bool = False,
         diversity_weight: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_groups, num_codes)
+        super().__init__(dim, num_groups, num_codes, combine_groups=combine_groups)
         self.diversity_weight = diversity_weight
         self.temperature = temperature
         self.temperature_decay = temperature_decay
@@ -113,7 +127,7 @@ class GumbelCodes(Quantiser):
         self.logits = nn.Linear(dim, num_groups * num_codes)
         # as in wav2vec 2.0's quantiser: by torch's default the noise, and not the frame, chooses the codes at first
         nn.init.normal_(self.logits.weight)
-        self.codebook_GVD = nn.Parameter(torch.empty(num_groups, num_codes, dim // num_groups).uniform_())
+        self.codebook_GVD = nn.Parameter(torch.empty(self.codebook_shape).uniform_())
 
     @override
     def anneal(self, step: int) -> None:
@@ -134,7 +148,7 @@ class GumbelCodes(Quantiser):
             else:
                 codes = logits_BTGV.argmax(-1)
                 choice = one_hot(codes, logits_BTGV)
-            vectors = torch.einsum("btgv,gvd->btgd", choice, self.codebook_GVD)
+            vectors = torch.einsum("btgv,gvd->btgd", choice, self.vectors_GVD)
             penalty = vectors.new_zeros(())
             if self.diversity_weight:
                 penalty = self.diversity_weight * diversity_loss(logits_BTGV.softmax(-1).mean((0, 1)))
@@ -150,26 +164,35 @@ class KMeansCodes(Quantiser):
 
     Args:
         dim: Width of frames (C).
-        num_groups: Codebooks (G).
+        num_groups: Groups of channels (G).
         num_codes: Codes of each (V).
+        combine_groups: Whether all groups take their codes from one codebook.
         commitment: Weight of the frames' own term (gamma).
     """
 
-    def __init__(self, dim: int, *, num_groups: int = 2, num_codes: int = 320, commitment: float = 0.25) -> None:
-        super().__init__(dim, num_groups, num_codes)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_groups: int = 2,
+        num_codes: int = 320,
+        combine_groups: bool = False,
+        commitment: float = 0.25,
+    ) -> None:
+        super().__init__(dim, num_groups, num_codes, combine_groups=combine_groups)
         self.commitment = commitment
         self.project = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)  # frames cannot come to their codes by shrinking
         # near zero, codes differ for a frame by their direction alone: none is nearest to all for being short
-        self.codebook_GVD = nn.Parameter(CODE_STD * torch.randn(num_groups, num_codes, dim // num_groups))
+        self.codebook_GVD = nn.Parameter(CODE_STD * torch.randn(self.codebook_shape))
 
     @override
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Coded:
         with without_autocast(x_BTC):
             z_BTGD = self.norm(self.project(x_BTC.float())).unflatten(-1, (self.num_groups, -1))
-            codes_BTG = nearest(z_BTGD.detach(), self.codebook_GVD.detach())
+            codes_BTG = nearest(z_BTGD.detach(), self.vectors_GVD.detach())
             groups_G = torch.arange(self.num_groups, device=codes_BTG.device)
-            e_BTGD = self.codebook_GVD[groups_G, codes_BTG]
+            e_BTGD = self.vectors_GVD[groups_G, codes_BTG]
             pull = (z_BTGD.detach() - e_BTGD).square().mean()
             commit = (z_BTGD - e_BTGD.detach()).square().mean()
             through_BTGD = e_BTGD.detach() + (z_BTGD - z_BTGD.detach())  # exactly the code in value
