@@ -2,12 +2,16 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import SEWConfig
+from torch import nn
+from transformers import SEWConfig, SEWDConfig, SEWDModel
 from transformers.models.sew.modeling_sew import SEWEncoder
 
 from ossicle.core.errors import ConfigError
+from ossicle.encoder.backbone import Backbone
 from ossicle.encoder.squeezed import Squeezed
+from ossicle.frontend.wave import Wave
 from ossicle.mixer.attention import Attention
+from ossicle.mixer.disentangled_attention import DisentangledAttentionStack
 
 
 def small(**changes: int) -> Squeezed:
@@ -48,6 +52,86 @@ def test_it_equals_the_encoder_of_transformers_sew(frames: int) -> None:
     theirs.load_state_dict(renamed(ours))
     x_BTD = torch.randn(2, frames, 16)
     torch.testing.assert_close(ours(x_BTD).last_BTD, theirs(x_BTD).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+DIM, HEADS, LAYERS, BUCKETS, FARTHEST = 24, 3, 3, 4, 12
+CONVOLUTIONS = ((8, 10, 5), (8, 3, 2), (16, 3, 2))
+
+
+def sew_d() -> Backbone:
+    """SEW-D as its experiment builds it, small, with weights that leave nothing at its start."""
+    mixer = DisentangledAttentionStack(HEADS, num_buckets=BUCKETS, max_distance=FARTHEST, distance_dropout=0.0)
+    encoder = Squeezed(
+        mixer, dim=DIM, num_layers=LAYERS, ffn_dim=32, position_groups=4, entry_norm=False, norm_eps=1e-7, dropout=0.0
+    )
+    model = Backbone(Wave(CONVOLUTIONS), encoder, 0.0)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
+def under_their_names(ours: Backbone) -> dict[str, torch.Tensor]:
+    """Weights under the names of transformers' SEWDModel."""
+    names = {
+        "frontend.layers.0.norm.": "feature_extractor.conv_layers.0.layer_norm.",
+        "frontend.layers.": "feature_extractor.conv_layers.", "norm.": "layer_norm.", "project.": "feature_projection.",
+        "encoder.position.": "encoder.pos_conv_embed.conv.", "encoder.upsample.": "encoder.upsample.projection.",
+        "encoder.blocks.0.mixer.distances.weight": "encoder.encoder.rel_embeddings.weight",
+        "encoder.blocks.0.mixer.distances.norm.": "encoder.encoder.LayerNorm.",
+    }  # fmt: skip
+    inside = {
+        "mixer.query": "attention.self.query_proj", "mixer.key": "attention.self.key_proj",
+        "mixer.value": "attention.self.value_proj", "mixer.out": "attention.output.dense",
+        "mixer_norm": "attention.output.LayerNorm", "feed_forward.expand": "intermediate.dense",
+        "feed_forward.contract": "output.dense", "feed_forward_norm": "output.LayerNorm",
+    }  # fmt: skip
+    for layer in range(LAYERS):
+        start, end = f"encoder.blocks.{layer}.", f"encoder.encoder.layer.{layer}."
+        names |= {f"{start}{one}.": f"{end}{other}." for one, other in inside.items()}
+    found = {}
+    for key, value in ours.state_dict().items():
+        start = next(name for name in names if key.startswith(name))
+        found[names[start] + key.removeprefix(start)] = value
+    return found
+
+
+@pytest.mark.parametrize("samples", [820, 2_420])  # 40 and 120 frames
+def test_with_disentangled_attention_it_equals_transformers_sew_d_layer_by_layer(samples: int) -> None:
+    ours = sew_d()
+    config = SEWDConfig(
+        hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=32,
+        conv_dim=[c for c, _, _ in CONVOLUTIONS], conv_kernel=[k for _, k, _ in CONVOLUTIONS],
+        conv_stride=[s for _, _, s in CONVOLUTIONS], num_conv_pos_embeddings=31, num_conv_pos_embedding_groups=4,
+        squeeze_factor=2, position_buckets=BUCKETS, max_position_embeddings=FARTHEST, hidden_act="gelu",
+        mask_time_prob=0.0, mask_feature_prob=0.0,
+    )  # fmt: skip
+    assert config.layer_norm_eps == 1e-7
+    theirs = SEWDModel(config).double().eval()
+    theirs.load_state_dict(under_their_names(ours))
+    seen = []
+    for layer in theirs.encoder.encoder.layer:
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    waveform_BS = torch.randn(2, samples, dtype=torch.float64)
+    output = ours(waveform_BS, layers=True)
+    expected_BTD = theirs(waveform_BS).last_hidden_state
+    assert output.last_BTD.shape == expected_BTD.shape
+    # their scale is rounded to float32; a norm's 1e-5 in place of 1e-7 would differ by 1e-6 and more
+    for layer, expected_BUD in enumerate(seen, start=1):
+        torch.testing.assert_close(output.layers[layer][:, ::2], expected_BUD, atol=2e-7, rtol=2e-7)
+    torch.testing.assert_close(output.last_BTD, expected_BTD, atol=2e-7, rtol=2e-7)
+
+
+def test_without_an_entry_norm_only_attention_drops_anything() -> None:
+    model = sew_d().train()
+    encoder = model.encoder
+    assert isinstance(encoder, Squeezed)
+    encoder.layer_drop = 0.0
+    for block in encoder.blocks:
+        block.mixer.dropout = 0.0
+    x_BTD = torch.randn(2, 20, DIM, dtype=torch.float64)
+    assert torch.equal(encoder(x_BTD).last_BTD, encoder(x_BTD).last_BTD)
+    assert not [name for name in encoder.state_dict() if name.startswith("norm.")]
 
 
 def test_its_blocks_run_at_the_lower_rate() -> None:

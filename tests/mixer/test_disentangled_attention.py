@@ -96,6 +96,15 @@ def test_layers_of_one_width_share_an_embedding_and_those_of_another_have_their_
     assert mixers[3].embedding is mixers[2].embedding
 
 
+@pytest.mark.parametrize(("own", "drops"), [(None, True), (0.0, False), (0.5, True)])
+def test_embeddings_of_distances_have_a_dropout_of_their_own_or_attentions(own: float | None, drops: bool) -> None:
+    (mixer,) = DisentangledAttentionStack(HEADS, 0.3, BUCKETS, FARTHEST, distance_dropout=own).build([DIM])
+    assert isinstance(mixer, DisentangledAttention)
+    mixer.train()
+    assert bool((mixer.embedding() == 0).any()) == drops
+    assert not torch.equal(*(mixer(torch.ones(1, 9, DIM)) for _ in range(2)))  # attention's stays
+
+
 def test_its_gradients_pass_gradcheck() -> None:
     mixer = layers(1)[0].double()
     x_BTD = torch.randn(1, 3, DIM, dtype=torch.float64, requires_grad=True)

@@ -47,16 +47,26 @@ class TransformerBlock(Block):
         ffn_dim: Width inside the feed-forward network (F).
         dropout: Dropout of both residual branches.
         activation_dropout: Dropout inside the feed-forward network.
+        norm_eps: What the norms add to the variance.
     """
 
-    def __init__(self, mixer: Mixer, dim: int, ffn_dim: int, *, dropout: float, activation_dropout: float) -> None:
+    def __init__(
+        self,
+        mixer: Mixer,
+        dim: int,
+        ffn_dim: int,
+        *,
+        dropout: float,
+        activation_dropout: float,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.mixer = mixer
         self.drops_frames = not mixer.reads_order
-        self.mixer_norm = LayerNorm(dim)
+        self.mixer_norm = LayerNorm(dim, norm_eps)
         self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
-        self.feed_forward_norm = LayerNorm(dim)
+        self.feed_forward_norm = LayerNorm(dim, norm_eps)
 
     @abstractmethod
     def run(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:

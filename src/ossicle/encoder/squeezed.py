@@ -34,6 +34,9 @@ class Squeezed(Encoder):
         ffn_dim: Width inside the feed-forward networks (F).
         squeeze: Frames that become one.
         norm_first: Whether norms stand before the branches or after them.
+        entry_norm: Whether a norm and dropout stand before the first block, where norms stand after the branches: SEW
+            has them, SEW-D's DeBERTa has neither.
+        norm_eps: What the norms add to the variance.
         dropout: Dropout of the input and of both branches of every block.
         activation_dropout: Dropout inside the feed-forward networks.
         layer_drop: Probability with which a block is skipped for a whole batch in training.
@@ -53,6 +56,8 @@ class Squeezed(Encoder):
         ffn_dim: int = 3072,
         squeeze: int = 2,
         norm_first: bool = False,
+        entry_norm: bool = True,
+        norm_eps: float = 1e-5,
         dropout: float = 0.1,
         activation_dropout: float = 0.0,
         layer_drop: float = 0.05,
@@ -76,11 +81,11 @@ class Squeezed(Encoder):
         nn.init.zeros_(position.bias)
         parametrize.register_parametrization(position, "weight", TapNorm())
         self.position = position
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, norm_eps) if norm_first or entry_norm else nn.Identity()
+        self.dropout = Dropout(dropout if norm_first or entry_norm else 0.0)
         block = PreNormBlock if norm_first else PostNormBlock
         self.blocks = nn.ModuleList(
-            block(one, dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout)
+            block(one, dim, ffn_dim, dropout=dropout, activation_dropout=activation_dropout, norm_eps=norm_eps)
             for one in build_mixers(mixer, [dim] * num_layers)
         )
         self.upsample = init_linear(nn.Linear(dim, squeeze * dim))

@@ -68,9 +68,11 @@ class DisentangledAttention(MultiHead, Mixer):
     Args:
         dim: Model width (D).
         num_heads: Attention heads (H); must divide the width.
-        dropout: Dropout of attention weights and of the embeddings of distances while training.
+        dropout: Dropout of attention weights while training.
         num_buckets: Buckets of distances on each side.
         max_distance: Distance in frames that the last bucket of a side stands for.
+        distance_dropout: Dropout of the embeddings of distances while training; None for ``dropout``. DeBERTa takes its
+            hidden layers', which SEW-D sets to 0.
         owner: The layer whose embedding this one reads, or None where it has its own.
     """
 
@@ -82,13 +84,15 @@ class DisentangledAttention(MultiHead, Mixer):
         *,
         num_buckets: int = 256,
         max_distance: int = 512,
+        distance_dropout: float | None = None,
         owner: "DisentangledAttention | None" = None,
     ) -> None:
         super().__init__(dim, num_heads)
         self.dropout = dropout
         self.scale = 1 / math.sqrt(PARTS * (dim // num_heads))
         # Only the owner registers the embedding: it stands once among the weights. A tuple hides it in the others.
-        self.distances = DistanceEmbedding(dim, num_buckets, max_distance, dropout) if owner is None else None
+        of_distances = dropout if distance_dropout is None else distance_dropout
+        self.distances = DistanceEmbedding(dim, num_buckets, max_distance, of_distances) if owner is None else None
         self._owner: tuple[DisentangledAttention, ...] = () if owner is None else (owner,)
 
     @property
@@ -123,18 +127,25 @@ class DisentangledAttentionStack(MixerStack):
 
     Args:
         num_heads: Attention heads (H); must divide every layer's width.
-        dropout: Dropout of attention weights and of the embeddings of distances while training.
+        dropout: Dropout of attention weights while training.
         num_buckets: Buckets of distances on each side.
         max_distance: Distance in frames that the last bucket of a side stands for.
+        distance_dropout: Dropout of the embeddings of distances while training; None for ``dropout``.
     """
 
     def __init__(
-        self, num_heads: int = 12, dropout: float = 0.1, num_buckets: int = 256, max_distance: int = 512
+        self,
+        num_heads: int = 12,
+        dropout: float = 0.1,
+        num_buckets: int = 256,
+        max_distance: int = 512,
+        distance_dropout: float | None = None,
     ) -> None:
         self.num_heads = num_heads
         self.dropout = dropout
         self.num_buckets = num_buckets
         self.max_distance = max_distance
+        self.distance_dropout = distance_dropout
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
@@ -147,6 +158,7 @@ class DisentangledAttentionStack(MixerStack):
                 self.dropout,
                 num_buckets=self.num_buckets,
                 max_distance=self.max_distance,
+                distance_dropout=self.distance_dropout,
                 owner=owners.get(dim),
             )
             owners.setdefault(dim, mixer)
