@@ -33,6 +33,8 @@ SENSELESS = {
     "frames between the target's frames": (
         "best_rq_tiny", ("target.hop_ms=15",), "target.hop_ms", "divides the frontend's stride"),
     "an encoder without blocks": ("best_rq_tiny", ("encoder.num_layers=0",), "encodes nothing", "one block"),
+    "crops longer than the longest": (
+        "cpc_tiny", ("data.max_crop_s=1.28", "data.min_crop_s=2.0"), "seconds are impossible", "<= max_crop_s"),
     "a layer that is not there": (
         "fast_hubert_tiny", ("objective.layers=[7]",), "no layer 7", "from 1 to"),
 }  # fmt: skip
