@@ -6,7 +6,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ossicle.core.errors import ConfigError
+from ossicle.layer.batch_norm import FrameBatchNorm
 from ossicle.layer.running_copy import RunningCopy
+from ossicle.layer.spec_augment import SpecAugment
 
 
 def source() -> nn.Sequential:
@@ -56,6 +58,18 @@ def test_at_a_momentum_of_one_shared_parts_and_buffers_stand_still_too() -> None
 def test_it_never_trains() -> None:
     follower = RunningCopy(source()).train()
     assert not any(module.training for module in follower.module.modules())
+    assert not any(parameter.requires_grad for parameter in follower.parameters())
+
+
+def test_with_dropout_it_trains_with_its_owner_but_for_what_hides_input_and_norms_over_a_batch() -> None:
+    student = nn.Sequential(source(), SpecAugment(2), FrameBatchNorm(2))
+    follower = RunningCopy(student, dropout=True)
+    still = {"0.1", "1", "2"}  # a batch norm of torch's, SpecAugment and our batch norm
+    for owner in (follower, nn.ModuleList([follower]).eval().train()):
+        owner.train()
+        assert {name for name, part in follower.module.named_modules() if not part.training} == still
+        owner.eval()
+        assert not any(part.training for part in follower.module.modules())
     assert not any(parameter.requires_grad for parameter in follower.parameters())
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
 from ossicle.layer.layer_reader import Read
+from ossicle.layer.spec_augment import SpecAugment
 from ossicle.ops.momentum import Linear
 from ossicle.system.execution import compile_blocks
 from ossicle.target.ema_teacher import EmaTeacher
@@ -52,6 +53,28 @@ def test_dropout_and_skipped_layers_are_the_students_alone() -> None:
     teacher.adopt(model)
     teacher.train()
     assert torch.equal(teacher(small_batch()), teacher(small_batch()))
+
+
+def test_a_teacher_with_dropout_drops_and_skips_what_the_student_would_by_the_same_draws_and_hides_no_input() -> None:
+    model = small_model(dropout=0.5)
+    model.encoder.layer_drop = 0.5
+    model.spec_augment = SpecAugment(model.feature_dim, num_time_masks=5)
+    teacher = EmaTeacher(
+        model.clock, model.feature_dim, momentum=Linear(0.5, 0.5), top_layers=1, read="blocks", dropout=True
+    )
+    teacher.adopt(model)
+    batch = small_batch()
+    taught = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        ours = teacher(batch)
+        model.spec_augment.eval()
+        torch.manual_seed(seed)
+        last_BTD = model(batch.waveform_BS).last_BTD
+        torch.testing.assert_close(ours, teacher.norm(last_BTD.detach().float()))
+        taught.add(float(ours.abs().sum()))
+    assert len(taught) == 6
+    assert torch.equal(teacher.eval()(batch), teacher(batch))
 
 
 def test_a_shared_frontend_hears_once_and_an_augmented_batch_is_heard_clean() -> None:

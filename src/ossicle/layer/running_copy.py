@@ -10,13 +10,18 @@ from typing_extensions import override
 
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float
+from ossicle.layer.batch_norm import FrameBatchNorm
+from ossicle.layer.spec_augment import SpecAugment
 
 M = TypeVar("M", bound=nn.Module)
+
+ALWAYS_STILL = (SpecAugment, FrameBatchNorm, nn.BatchNorm1d)
+"""What is in evaluation mode in every copy: it hides no input, and its norms read running moments."""
 
 
 @final
 class RunningCopy(nn.Module, Generic[M]):
-    """A module's exponential moving average, without gradient and always in evaluation mode.
+    """A module's exponential moving average, without gradient, and in evaluation mode unless it takes dropout.
 
     It begins as the module is, is saved with whatever owns it, and is followed once an optimiser step, not once a
     micro-batch. Parts that are shared are copied as they are, and so are buffers. With a momentum of 1 it stands still,
@@ -25,13 +30,16 @@ class RunningCopy(nn.Module, Generic[M]):
     Args:
         source: The module that is followed.
         shared: Names of its parts that are copied, not averaged.
+        dropout: Whether dropout works and layers are skipped in the copy as in the module, while that is trained. It
+            hides no input of its own even then, and its norms over a batch stay in evaluation mode.
 
     Raises:
         ConfigError: The module has no such part.
     """
 
-    def __init__(self, source: M, shared: Sequence[str] = ()) -> None:
+    def __init__(self, source: M, shared: Sequence[str] = (), *, dropout: bool = False) -> None:
         super().__init__()
+        self.dropout = dropout
         parts = {name for name, _ in source.named_modules()}
         for name in shared:
             if name not in parts:
@@ -45,11 +53,15 @@ class RunningCopy(nn.Module, Generic[M]):
             any(name == part or name.startswith(f"{part}.") for part in shared)
             for name, _ in self.module.named_parameters()
         )
+        self.train(self.training)
 
     @override
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.module.eval()  # no dropout and no skipped layer, whatever the student does
+        self.module.train(mode and self.dropout)
+        for part in self.module.modules():
+            if isinstance(part, ALWAYS_STILL):
+                part.eval()
         return self
 
     @torch.no_grad()

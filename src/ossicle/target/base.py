@@ -93,7 +93,7 @@ class Teacher(nn.Module, ABC):
     @property
     @abstractmethod
     def model(self) -> SpeechEncoder:
-        """The teaching model, in evaluation mode and without gradient."""
+        """The teaching model, without gradient, and in evaluation mode unless its dropout is asked for."""
 
     @abstractmethod
     def adopt(self, model: SpeechEncoder) -> None:

@@ -17,8 +17,8 @@ from ossicle.target.base import Teacher
 class EmaTeacher(Teacher):
     """An exponential moving average of the student, taken once an optimiser step and saved in checkpoints.
 
-    It works with every model, since it copies the one that it is given. It has no gradient, no dropout and no skipped
-    layer.
+    It works with every model, since it copies the one that it is given. It has no gradient, and neither dropout nor
+    skipped layers unless they are asked for.
 
     Args:
         clock: The clock of the model's frames.
@@ -29,6 +29,8 @@ class EmaTeacher(Teacher):
         shared: Names of the model's parts that are not averaged but the student's own, such as ``frontend`` and
             ``encoder.position``. With a shared frontend its frames are made once. At a momentum of 1 these too stand
             still, so who freezes a teacher for good freezes the student's own there as well.
+        dropout: Whether the teacher too has dropout and skipped layers while the student is trained, drawn for itself:
+            SPIRAL's (arXiv 2201.10207; ``target_compute_perturb`` in its authors' config) and ESSL's.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class EmaTeacher(Teacher):
         top_layers: int = 8,
         read: Read = "feed_forward",
         shared: Sequence[str] = (),
+        dropout: bool = False,
     ) -> None:
         super().__init__(clock, feature_dim, top_layers=top_layers, read=read)
         self.momentum = momentum
         self.shared = tuple(shared)
         self.shares_frontend = "frontend" in self.shared
+        self.dropout = dropout
         self.copy: RunningCopy[SpeechEncoder] | None = None
 
     @property
@@ -56,7 +60,7 @@ class EmaTeacher(Teacher):
     @override
     def adopt(self, model: SpeechEncoder) -> None:
         if self.copy is None:
-            self.copy = RunningCopy(model, self.shared)
+            self.copy = RunningCopy(model, self.shared, dropout=self.dropout)
             self._fits(self.copy.module)
         else:
             self.copy.load(model)
