@@ -5,7 +5,7 @@ import torch
 from transformers import get_scheduler
 
 from ossicle.core.errors import ConfigError
-from ossicle.optim.schedules import Cosine, Noam, Polynomial, Schedule, TriStage
+from ossicle.optim.schedules import Cosine, Noam, OneCycle, Polynomial, Schedule, TriStage
 
 STEPS, WARMUP = 40, 7
 
@@ -38,6 +38,28 @@ def test_rates_equal_those_of_transformers(schedule: Schedule, name: str, specif
     assert [schedule(step) for step in range(STEPS + 1)] == pytest.approx(wanted, abs=1e-12)
 
 
+def test_one_cycle_equals_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(  # its warm-up ends a step before its share of all rates does
+        optimizer,
+        max_lr=1.0,
+        total_steps=STEPS + 1,
+        pct_start=(WARMUP + 1) / (STEPS + 1),
+        anneal_strategy="cos",
+        cycle_momentum=False,
+        div_factor=1e12,
+        final_div_factor=1.0,
+    )
+    wanted = []
+    for _ in range(STEPS):
+        wanted.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    wanted.append(scheduler.get_last_lr()[0])
+    schedule = OneCycle(STEPS, warmup_steps=WARMUP)
+    assert [schedule(step) for step in range(STEPS + 1)] == pytest.approx(wanted, abs=1e-9)
+
+
 def test_tri_stage_climbs_holds_and_decays_as_computed_by_hand() -> None:
     schedule = TriStage(100, warmup_fraction=0.1, hold_fraction=0.4, start=0.01, end=0.05)
     assert schedule(0) == pytest.approx(0.01)
@@ -48,7 +70,8 @@ def test_tri_stage_climbs_holds_and_decays_as_computed_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [TriStage(50), Polynomial(50, warmup_steps=9), Cosine(50, warmup_steps=9), Noam(50, warmup_steps=9)]
+    "schedule",
+    [TriStage(50), *(kind(50, warmup_steps=9) for kind in (Polynomial, Cosine, OneCycle, Noam))],
 )
 def test_multipliers_lie_between_0_and_1_and_reach_1(schedule: Schedule) -> None:
     values = [schedule(step) for step in range(60)]
@@ -57,7 +80,7 @@ def test_multipliers_lie_between_0_and_1_and_reach_1(schedule: Schedule) -> None
 
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
-    for make in (Polynomial, Cosine, Noam):
+    for make in (Polynomial, Cosine, OneCycle, Noam):
         with pytest.raises(ConfigError, match="warmup_steps=50"):
             make(50, warmup_steps=50)
     with pytest.raises(ConfigError, match="peak"):

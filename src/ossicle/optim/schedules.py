@@ -142,6 +142,33 @@ class Cosine(Schedule):
 
 @final
 @dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Half a cosine up, half a cosine down to 0 (arXiv 1708.07120, with the cosines of torch's ``OneCycleLR``).
+
+    Args:
+        max_steps: Optimiser steps of the whole run.
+        warmup_steps: Steps to the peak.
+
+    Raises:
+        ConfigError: The warm-up is as long as the run.
+    """
+
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a warm-up that does not end."""
+        self._check_warmup(self.warmup_steps)
+
+    @override
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return 0.5 * (1 - math.cos(math.pi * _ramp(step, self.warmup_steps)))
+        done = min(1.0, (step - self.warmup_steps) / (self.max_steps - self.warmup_steps))
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@final
+@dataclass(frozen=True)
 class Noam(Schedule):
     """Linear warm-up, then the inverse square root of the step (arXiv 1706.03762, section 5.3), 1 where warm-up ends.
 
