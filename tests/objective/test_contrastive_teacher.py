@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,8 @@ from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
 from ossicle.encoder.progressive import Progressive, Stage
 from ossicle.frontend.logmel import LogMel
+from ossicle.launch.config import compose
+from ossicle.launch.experiment import resolved
 from ossicle.layer.predictor import ConvolutionPredictor
 from ossicle.mixer.attention import Attention
 from ossicle.objective.contrastive_teacher import ContrastiveTeacher, shifted
@@ -35,7 +38,12 @@ def make(model: Backbone, **changes: float) -> ContrastiveTeacher:
     torch.manual_seed(1)
     target = EmaTeacher(model.clock, model.feature_dim, momentum=Linear(0.5, 0.5), top_layers=1, read="blocks")
     objective = ContrastiveTeacher(
-        target, model.dim, model.feature_dim, predictor=PREDICTOR, final_dim=6, **({"num_negatives": 5} | changes)
+        target,
+        model.dim,
+        model.feature_dim,
+        predictor=PREDICTOR,
+        final_dim=6,
+        **({"num_negatives": 5, "max_shift": 2} | changes),
     )
     objective.adopt(model)
     return objective
@@ -80,6 +88,23 @@ def test_loss_is_info_nce_against_the_moved_teacher_computed_by_hand(kind: type[
 def test_a_row_is_moved_between_zeros() -> None:
     x = torch.arange(1.0, 4.0)[None, :, None].expand(2, 3, 1)
     assert shifted(x, torch.tensor([0, 2]), 2)[..., 0].tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("name", ["spiral_base", "essl"])
+def test_the_published_teachers_are_moved_by_up_to_128_of_the_frames_that_they_hear(name: str) -> None:
+    config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=nowhere"]))
+    stages = config["encoder"]["stages"]
+    unit = math.prod(stride for stage in stages for _, _, stride in stage["convolutions"])
+    assert config["objective"]["max_shift"] * unit == 16 * 8  # max and unit of RandomShift in both authors' code
+
+
+def test_a_teacher_is_moved_by_every_shift_up_to_the_largest() -> None:
+    model = small_model()
+    objective, seen, batch = make(model, max_shift=3), set(), small_batch()
+    objective.compare = lambda *given: seen.update(given[2].tolist())  # ty: ignore[invalid-assignment]
+    for position in range(20):
+        objective(model, replace(batch, position=position), seed=0, step=0)
+    assert seen == {0, 1, 2, 3}
 
 
 def test_the_teacher_hears_clean_speech() -> None:

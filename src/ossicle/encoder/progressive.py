@@ -29,16 +29,26 @@ class Stage:
             are the width of the blocks.
         num_layers: Blocks at this rate.
         ffn_dim: Width inside their feed-forward networks.
+        layer_drop: Probability with which one of them is skipped; None takes the encoder's.
     """
 
     convolutions: Sequence[Sequence[int]]
     num_layers: int
     ffn_dim: int
+    layer_drop: float | None = None
 
     @property
     def dim(self) -> int:
         """Width of the blocks."""
         return self.convolutions[-1][0]
+
+
+@dataclass(slots=True)
+class _Skips:
+    """What running the blocks of one stage asks of an encoder."""
+
+    training: bool
+    layer_drop: float
 
 
 @final
@@ -52,7 +62,9 @@ class Progressive(Encoder):
         norm_first: Whether norms stand before the branches or after them.
         dropout: Dropout of the input of each group and of both branches of every block.
         activation_dropout: Dropout inside the feed-forward networks.
-        layer_drop: Probability with which a block is skipped for a whole batch in training.
+        layer_drop: Probability with which a block is skipped for a whole batch in training; a stage may state its own.
+        convolution_dropout: Dropout after the activations of the convolutions.
+        last_activation: Whether the last convolution before each group has a ReLU: ESSL's has one, SPIRAL's none.
         position_kernel: Frames that the position convolutions see.
         position_groups: Groups of the position convolutions.
 
@@ -70,6 +82,8 @@ class Progressive(Encoder):
         dropout: float = 0.1,
         activation_dropout: float = 0.0,
         layer_drop: float = 0.05,
+        convolution_dropout: float = 0.0,
+        last_activation: bool = True,
         position_kernel: int = 128,
         position_groups: int = 16,
     ) -> None:
@@ -82,13 +96,16 @@ class Progressive(Encoder):
         self.num_layers = sum(stage.num_layers for stage in self.stages)
         self.norm_first = norm_first
         self.layer_drop = check_layer_drop(layer_drop)
+        self.stage_drops = [
+            self.layer_drop if stage.layer_drop is None else check_layer_drop(stage.layer_drop) for stage in self.stages
+        ]
         self.dropout = Dropout(dropout)
         widths = [stage.dim for stage in self.stages]
         mixers = build_mixers(mixer, [stage.dim for stage in self.stages for _ in range(stage.num_layers)])
         ffn_dims = [stage.ffn_dim for stage in self.stages for _ in range(stage.num_layers)]
         rates = {"dropout": dropout, "activation_dropout": activation_dropout}
         self.shorten = nn.ModuleList(
-            Shortening(width, stage.convolutions)
+            Shortening(width, stage.convolutions, dropout=convolution_dropout, last_activation=last_activation)
             for width, stage in zip([input_dim, *widths[:-1]], self.stages, strict=True)
         )
         self.positions = nn.ModuleList(ConvolutionPosition(dim, position_kernel, position_groups) for dim in widths)
@@ -126,7 +143,9 @@ class Progressive(Encoder):
     ) -> EncoderOutput:
         outputs: list[Tensor] = []
         blocks = list(self.blocks)
-        for stage, shorten, position, norm in zip(self.stages, self.shorten, self.positions, self.norms, strict=True):
+        for stage, layer_drop, shorten, position, norm in zip(
+            self.stages, self.stage_drops, self.shorten, self.positions, self.norms, strict=True
+        ):
             mine, blocks = blocks[: stage.num_layers], blocks[stage.num_layers :]
             x_BTD, valid_BT = shorten(x_BTD, valid_BT)
             if valid_BT is not None:
@@ -135,7 +154,7 @@ class Progressive(Encoder):
             x_BTD = self.dropout(x_BTD if self.norm_first else norm(x_BTD))
             if not outputs:
                 outputs.append(x_BTD)
-            outputs.extend(run_blocks(self, mine, x_BTD, valid_BT))
+            outputs.extend(run_blocks(_Skips(self.training, layer_drop), mine, x_BTD, valid_BT))
             x_BTD = norm(outputs[-1]) if self.norm_first else outputs[-1]
         last_frames = x_BTD.shape[1]
         slower = (shortened(output, last_frames) for output in outputs) if layers else ()

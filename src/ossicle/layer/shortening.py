@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
+from ossicle.layer.dropout import Dropout
 
 
 class Shortening(nn.Module):
@@ -18,13 +19,26 @@ class Shortening(nn.Module):
         convolutions: Channels, kernel (odd) and stride of each.
         gated: Whether each is followed by a gated linear unit instead, as in Fast-HuBERT (arXiv 2309.13860, in its
             authors' code): it then makes twice its channels, of which one half opens the other.
+        dropout: Dropout after each activation. The last convolution's output has none where it has no activation.
+        last_activation: Whether the last convolution has a ReLU too; it ends in its norm otherwise, as in SPIRAL's
+            authors' code.
 
     Raises:
-        ConfigError: A kernel is even, and no frame would be its centre.
+        ConfigError: A kernel is even, and no frame would be its centre; or the last gate is left out.
     """
 
-    def __init__(self, in_dim: int, convolutions: Sequence[Sequence[int]], *, gated: bool = False) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        convolutions: Sequence[Sequence[int]],
+        *,
+        gated: bool = False,
+        dropout: float = 0.0,
+        last_activation: bool = True,
+    ) -> None:
         super().__init__()
+        if gated and not last_activation:
+            raise ConfigError("gated convolutions without the last gate", "set last_activation=true, or gated=false")
         layers = []
         for channels, kernel, stride in convolutions:
             if kernel % 2 == 0:
@@ -34,6 +48,8 @@ class Shortening(nn.Module):
         self.convolutions = nn.ModuleList(layers)
         self.gated = gated
         self.norms = nn.ModuleList(() if gated else (nn.LayerNorm(channels) for channels, _, _ in convolutions))
+        self.dropout = Dropout(dropout)
+        self.num_active = len(layers) - (not last_activation)
         self.strides = [int(stride) for _, _, stride in convolutions]
 
     @override
@@ -44,7 +60,10 @@ class Shortening(nn.Module):
                 x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
                 valid_BT = valid_BT[:, ::stride]
             x_BTD = convolution(x_BTD.transpose(1, 2)).transpose(1, 2)
-            x_BTD = functional.glu(x_BTD) if self.gated else functional.relu(self.norms[place](x_BTD))
+            if not self.gated:
+                x_BTD = self.norms[place](x_BTD)
+            if place < self.num_active:
+                x_BTD = self.dropout(functional.glu(x_BTD) if self.gated else functional.relu(x_BTD))
         return x_BTD, valid_BT
 
 

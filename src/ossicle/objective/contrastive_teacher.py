@@ -49,7 +49,8 @@ class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
         final_dim: Width in which frames are compared (F).
         num_negatives: Negatives of each frame (N).
         temperature: Divides the cosine similarities.
-        max_shift: Encoded frames that the teacher's input is moved by at most; 0 for none.
+        max_shift: Encoded frames that the teacher's input is moved by at most; 0 for none. Silence before and after add
+            up to as many, so that rows have one length; the authors draw each for itself, once for a batch.
 
     Raises:
         ConfigError: The target does not follow the student, or a number is out of its range.
@@ -65,7 +66,7 @@ class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
         final_dim: int = 256,
         num_negatives: int = 100,
         temperature: float = 0.3,
-        max_shift: int = 2,
+        max_shift: int = 16,
     ) -> None:
         super().__init__()
         del feature_dim
