@@ -15,6 +15,7 @@ from ossicle.augmentation.identity import Identity
 from ossicle.core.batch import Batch
 from ossicle.core.metrics import Mean, Metric, flatten, unflatten
 from ossicle.core.seeds import derive_seed, seed_default_generators
+from ossicle.layer.batch_norm import FrameBatchNorm
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.meter.throughput import Throughput
 from ossicle.objective.base import Objective
@@ -80,6 +81,7 @@ class Pretraining(LightningModule):
         self._base_rates: list[float] = []
         self._count: Tensor | None = None
         self._window: dict[str, Metric] = {}
+        self._moments: list[Tensor] = []
         self.execution = Execution() if execution is None else execution
         teachers = [part for part in objective.modules() if isinstance(part, SpeechEncoder)]
         self.execution.prepare(model, teachers)
@@ -109,6 +111,12 @@ class Pretraining(LightningModule):
     @override
     def on_train_start(self) -> None:
         self.augmentation.load(self.device)
+        self._moments = [
+            moment
+            for module in self.modules()
+            if isinstance(module, FrameBatchNorm | nn.BatchNorm1d) and module.running_mean is not None
+            for moment in (module.running_mean, cast("Tensor", module.running_var))
+        ]
         self.throughput.start()
 
     @override
@@ -150,9 +158,20 @@ class Pretraining(LightningModule):
             group["lr"] = rate * self.schedule(step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
+            self._share_moments()
             self.objective.after_step(self.model, seed=self.seed, step=step + 1)
         if (step + 1) % self.log_every == 0 or step + 1 == self.loop.max_steps:
             self._publish(step + 1, float(optimizer.param_groups[0]["lr"]))
+
+    def _share_moments(self) -> None:
+        """Give all ranks the mean of the running moments of batch norms, so that each exports what all have heard."""
+        if self.loop.world_size == 1 or not self._moments:
+            return
+        means = torch.cat([moment.flatten() for moment in self._moments])
+        dist.all_reduce(means)
+        means /= self.loop.world_size
+        for moment, mean in zip(self._moments, means.split([m.numel() for m in self._moments]), strict=True):
+            moment.copy_(mean.view_as(moment))
 
     @override
     def configure_gradient_clipping(
