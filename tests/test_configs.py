@@ -116,6 +116,17 @@ def test_every_experiment_takes_two_steps(name: str, synthetic_dataset: Path, la
     assert (tmp_path / "run" / "cost.json").is_file()
 
 
+@pytest.mark.parametrize("hybrid", ["[attention,summary]", "[{mixer: convolution, kind: dynamic},relative_attention]"])
+def test_a_hybrid_takes_two_steps(hybrid: str, synthetic_dataset: Path, tmp_path: Path) -> None:
+    config = toy("best_rq_tiny", f"data.shards={synthetic_dataset}", f"runs={tmp_path}", f"mixer={hybrid}")
+    check(config)
+    loss = pretrain(config, tmp_path / "run")
+    assert loss is not None
+    assert math.isfinite(loss)
+    model, _ = build_parts(experiment(config, tmp_path))
+    assert len({type(block.mixer) for block in model.encoder.blocks}) == 2
+
+
 def test_two_builds_of_one_seed_are_equal_and_of_two_seeds_are_not(synthetic_dataset: Path, tmp_path: Path) -> None:
     weights = []
     for seed in (0, 0, 1):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from ossicle.core.errors import ConfigError
 from ossicle.launch.config import nearest
 
-NUMBERS = frozenset({int, float, bool, types.NoneType})
+NUMBERS: frozenset[object] = frozenset({int, float, bool, types.NoneType})
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
 
 
@@ -95,9 +95,8 @@ def check_number(key: str, value: object, annotation: object) -> None:
     """
     if isinstance(value, str) and (value.startswith("${") or value == "???"):
         return  # a part's file by itself: what stands here is known when a config is composed
-    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
-    kinds = frozenset(typing.get_args(annotation) if union else (annotation,))
-    if not kinds <= NUMBERS or kinds == {types.NoneType}:
+    kinds = numbers_of(annotation)
+    if not kinds:
         return
     if value is None:
         fits = types.NoneType in kinds
@@ -111,3 +110,10 @@ def check_number(key: str, value: object, annotation: object) -> None:
         names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
         wanted = " or ".join(name for kind, name in names.items() if kind in kinds)
         raise ConfigError(f"{key}={value} is not what it can be", f"state {wanted}")
+
+
+def numbers_of(annotation: object) -> frozenset[object]:
+    """The kinds of number that an annotation allows, null among them; none where it allows anything else."""
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    kinds: frozenset[object] = frozenset(typing.get_args(annotation) if union else (annotation,))
+    return kinds if kinds <= NUMBERS and kinds != {types.NoneType} else frozenset()

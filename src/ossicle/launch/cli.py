@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ossicle.core.errors import ConfigError, OssicleError
-from ossicle.launch.config import conf_dir, explain, nearest, spoken
+from ossicle.launch.config import conf_dir, explain, nearest, spoken, spread
 from ossicle.launch.help import command_help
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
     """Compose the command's config and run its task, or its multirun.
 
     Raises:
-        ConfigError: The overrides name a key, a part or a value that does not exist.
+        ConfigError: The overrides name a key, a part or a value that does not exist, or several where one is chosen.
     """
     import hydra
     from hydra.errors import HydraException
 
-    arguments = options_first([respelt(command, item) for item in overrides])
+    arguments = options_first(spread([respelt(command, item) for item in overrides]))
     if on_cluster(arguments) and not MODES & set(arguments):
         arguments.insert(0, "--multirun")
     sys.argv = [f"ossicle {spoken(command)}", *arguments]

@@ -16,6 +16,7 @@ Config = Mapping[str, Any]
 """A resolved config: plain containers, as YAML has them."""
 
 EXAMPLE = "hubert_tiny"  # the experiment whose keys are suggested for a misspelt one
+HYBRID = "mixer"  # the group whose choice may be a list: one option a layer
 
 
 def conf_dir() -> Path:
@@ -62,15 +63,86 @@ def _composed(command: str, overrides: Sequence[str]) -> "DictConfig":
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
 
     outer = GlobalHydra.instance().hydra  # a command that composes another's config runs inside its own Hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-            return hydra_compose(config_name=command, overrides=list(overrides))
+            config = hydra_compose(config_name=command, overrides=spread(overrides), return_hydra_config=True)
     finally:
         if outer is not None:
             GlobalHydra.instance().hydra = outer
+    check_choices(config, config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def spread(overrides: Sequence[str]) -> list[str]:
+    """Overrides in which no part is chosen as a list: Hydra would merge the options into one, the last one's class.
+
+    A list of mixers is the pattern that it names: ``mixer=[a,b]`` becomes ``mixer=pattern mixer.layers=[a,b]``. Where
+    a multirun's values are such lists and names, a name is a pattern of one.
+
+    Raises:
+        ConfigError: The choice of another group is a list.
+    """
+    found: list[str] = []
+    for item in overrides:
+        key = item.partition("=")[0]
+        group = key.lstrip("+").partition("@")[0]
+        values = _choices(item) if "[" in item and group in groups() else []
+        if not any(value.startswith("[") for value in values):
+            found.append(item)
+            continue
+        if group != HYBRID:
+            raise ConfigError(
+                f"{item}: {group} is one part, not a list of them",
+                f"choose one, {group}=NAME, or try one after another in a multirun: -m {group}=NAME,NAME",
+            )
+        patterns = [value if value.startswith("[") else f"[{value}]" for value in values]
+        found += [f"{key}=pattern", f"{HYBRID}.layers={','.join(patterns)}"]
+    return found
+
+
+def _choices(item: str) -> list[str]:
+    """The values of an override, one or a multirun's, each as it is written; none where it does not parse."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(item)
+    except HydraException:
+        return []  # Hydra says what is wrong with it
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return [str(text) for text in override.sweep_string_iterator()]
+    return [item.partition("=")[2].strip()] if isinstance(value, list) else []
+
+
+def check_choices(config: "DictConfig", choices: Mapping[str, object]) -> None:
+    """Refuse what :func:`spread` does, where a config's own list of defaults says it.
+
+    Args:
+        config: A composed config.
+        choices: The option of each group that was chosen; Hydra names none where it merged several.
+
+    Raises:
+        ConfigError: A part was chosen as a list.
+    """
+    from omegaconf import DictConfig
+
+    for group in groups().keys() - choices.keys():
+        node = config.get(group)
+        if isinstance(node, DictConfig) and "_target_" in node:
+            one = f"override /{group}: NAME"
+            hybrid = f"override /{HYBRID}: pattern, and below it {HYBRID}: {{layers: [NAME, NAME]}}"
+            raise ConfigError(
+                f"the defaults of a config choose a list of options for {group}, which would be merged into one",
+                f"write {hybrid if group == HYBRID else one}",
+            )
 
 
 def keys(config: "DictConfig", prefix: str = "") -> list[str]:

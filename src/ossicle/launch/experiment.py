@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch.binding import check_binding, check_number
-from ossicle.launch.config import Config
+from ossicle.launch.config import Config, check_choices
 from ossicle.launch.parts import fit_parts
 from ossicle.launch.preflight import BatchShare, check_crops, share_batch
 
@@ -34,11 +34,15 @@ def resolved(cfg: "DictConfig") -> dict[str, Any]:
     """The config as plain containers, every interpolation resolved, every part with numbers that it takes.
 
     Raises:
-        ConfigError: A mandatory value is missing; all that are missing are named.
+        ConfigError: A mandatory value is missing, all that are missing are named; or a part cannot be chosen so.
     """
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if "experiment" in chosen:  # another command composes experiments by itself
+        check_choices(cfg, chosen)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"no value for: {', '.join(missing)}", f"state it on the command line: {missing[0]}=...")

@@ -3,10 +3,12 @@
 import inspect
 import logging
 from collections.abc import Collection, Mapping
+from itertools import chain
+from types import NoneType
 from typing import Any
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.binding import HYDRA_KEYS, locate
+from ossicle.launch.binding import HYDRA_KEYS, locate, numbers_of
 from ossicle.launch.config import conf_dir, nearest
 
 log = logging.getLogger(__name__)
@@ -26,13 +28,16 @@ def fit_parts(config: dict[str, Any], stated: Collection[str]) -> dict[str, Any]
     Args:
         config: A resolved config.
         stated: Keys that the command line states.
+
+    Raises:
+        ConfigError: A hybrid's list of mixers is none, or no mixer in it takes what the command line states.
     """
     fitted = dict(config)
     for name in FITTED:
         node = fitted.get(name)
         if isinstance(node, Mapping) and "_target_" in node:
             if node["_target_"] == PATTERN:
-                node = expanded(node, name)
+                node = expanded(node, name, stated)
             fitted[name] = only_known(node, name, stated)
     return fitted
 
@@ -43,7 +48,11 @@ def only_known(node: Mapping[str, Any], path: str, stated: Collection[str]) -> d
     The parts inside it too, such as a frontend's quantiser.
     """
     known = arguments(node, path)
-    foreign = [key for key in node if key not in known and key not in HYDRA_KEYS and f"{path}.{key}" not in stated]
+    foreign = [
+        key
+        for key, value in node.items()
+        if key not in HYDRA_KEYS and f"{path}.{key}" not in stated and not takes(known, key, value)
+    ]
     for key in foreign:
         log.info("%s.%s=%s is not for %s: left out", path, key, node[key], str(node["_target_"]).rpartition(".")[2])
     kept = {key: value for key, value in node.items() if key not in foreign}
@@ -51,21 +60,76 @@ def only_known(node: Mapping[str, Any], path: str, stated: Collection[str]) -> d
     return kept | {key: only_known(kept[key], f"{path}.{key}", stated) for key in inner}
 
 
-def arguments(node: Mapping[str, Any], path: str) -> Collection[str]:
-    """Names of what a node's class takes."""
+def arguments(node: Mapping[str, Any], path: str) -> Mapping[str, inspect.Parameter]:
+    """What a node's class takes, by name."""
     target = locate(str(node["_target_"]), path)
     assert callable(target), path
     return inspect.signature(target).parameters
 
 
-def expanded(node: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """A pattern's node with the configs of the mixers that it names; its other numbers go to those that take them."""
+def takes(known: Mapping[str, inspect.Parameter], key: str, value: object) -> bool:
+    """Whether a class takes a value: it knows the key, and where the value is null, null or a number of its own."""
+    if key not in known:
+        return False
+    kinds = numbers_of(known[key].annotation)
+    return value is not None or not kinds or NoneType in kinds or known[key].default is inspect.Parameter.empty
+
+
+def expanded(node: Mapping[str, Any], path: str, stated: Collection[str]) -> dict[str, Any]:
+    """A pattern's node with the configs of the mixers that it names.
+
+    Its other numbers go to those that take them; what an entry says of its own mixer goes before them.
+
+    Args:
+        node: The pattern's node. An entry of its layers is a name, a name with numbers (``{mixer: NAME, KEY: VALUE}``)
+            or a node that names a class.
+        path: The node's key, which is its group's name.
+        stated: Keys that the command line states.
+
+    Raises:
+        ConfigError: The layers are no list of such entries, or none of them takes what the command line states.
+    """
     shared = {key: value for key, value in node.items() if key not in {*HYDRA_KEYS, "layers"}}
-    layers = [option(layer, path) if isinstance(layer, str) else dict(layer) for layer in node["layers"]]
-    for layer in layers:
-        known = arguments(layer, path)
-        layer.update({key: value for key, value in shared.items() if key in known})
+    layers: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for place, (whole, own) in enumerate(entries(node.get("layers"), path)):
+        known = arguments(whole, f"{path}.layers[{place}]")
+        fitting = {k: v for k, v in shared.items() if takes(known, k, v) or (k in known and f"{path}.{k}" in stated)}
+        taken |= fitting.keys()
+        layers.append({**whole, **fitting, **own})
+    for key in shared.keys() - taken:
+        if f"{path}.{key}" in stated:
+            all_known = set(chain.from_iterable(arguments(layer, path) for layer in layers)) - {"dim"}
+            raise ConfigError(
+                f"{path}.{key}={shared[key]}: no mixer of {path}.layers takes it{nearest(key, all_known)}",
+                f"what they take: {', '.join(sorted(all_known))}",
+            )
+        log.info("%s.%s=%s is for no mixer of %s.layers: left out", path, key, shared[key], path)
     return {"_target_": node["_target_"], "layers": layers}
+
+
+def entries(layers: object, path: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The config of each mixer that a pattern names, and what the entry itself says of it.
+
+    Raises:
+        ConfigError: The layers are no list, or an entry names no mixer or a pattern.
+    """
+    mend = f"list names, or names with numbers: {path}.layers=[attention,{{{path}: summary, kind: fast}}]"
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ConfigError(f"{path}.layers={layers} is no list of mixers", mend)
+    found: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for place, entry in enumerate(layers):
+        own = dict(entry) if isinstance(entry, Mapping) else {path: entry}
+        if isinstance(own.get("_target_"), str) and path not in own:
+            whole = {"_target_": own["_target_"]}
+        elif isinstance(own.get(path), str) and "_target_" not in own:
+            whole = option(own.pop(path), path)
+        else:
+            raise ConfigError(f"{path}.layers[{place}]={entry} names no mixer", mend)
+        if whole["_target_"] == PATTERN:
+            raise ConfigError(f"{path}.layers[{place}] is a pattern in a pattern", "list its own mixers in its place")
+        found.append((whole, own))
+    return found
 
 
 def option(name: str, group: str) -> dict[str, Any]:
