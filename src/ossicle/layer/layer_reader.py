@@ -9,6 +9,7 @@ from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import ConfigError
 from ossicle.layer.feed_forward import FeedForward
 from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.ops.pooling import repeat_frames
 
 Read = Literal["blocks", "feed_forward"]
 
@@ -29,7 +30,8 @@ class LayerReader:
     """Reads one tensor of frames from each of a model's layers.
 
     ``feed_forward`` reads the last feed-forward network of each block before its residual sum: the best target that
-    data2vec found (arXiv 2202.03555, section 5.4 and table 6).
+    data2vec found (arXiv 2202.03555, section 5.4 and table 6). What a layer makes at a lower rate is repeated to the
+    encoder's own clock, as encoders do with their blocks' outputs.
 
     Args:
         model: The model that is read from; its feed-forward networks get a hook each.
@@ -41,6 +43,7 @@ class LayerReader:
 
     def __init__(self, model: SpeechEncoder, read: Read) -> None:
         self.num_layers = model.num_layers
+        self.factors = tuple(model.layer_factor(layer + 1) for layer in range(model.num_layers))
         self.recorder: Recorder | None = None
         self.networks = 1
         if read == "blocks":
@@ -66,7 +69,10 @@ class LayerReader:
         if self.recorder is None:
             return encode(True).layers[1:]
         self.recorder.outputs.clear()
-        encode(False)
-        outputs = tuple(self.recorder.outputs[self.networks - 1 :: self.networks])
-        self.recorder.outputs.clear()
-        return outputs
+        num_frames = encode(False).last_BTD.shape[1]
+        outputs = self.recorder.outputs[self.networks - 1 :: self.networks]
+        self.recorder.outputs.clear()  # the list above is another one
+        return tuple(
+            output if factor == 1 else repeat_frames(output, factor, num_frames)
+            for output, factor in zip(outputs, self.factors, strict=True)
+        )
