@@ -135,5 +135,5 @@ def test_more_layers_than_there_are_and_another_clock_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_layers=4 .* 3 layers"):
         small_teacher(model, top_layers=4).adopt(model)
     strange = EmaTeacher(FrameClock().then(10, 10), model.feature_dim, momentum=Linear(0.5), top_layers=1)
-    with pytest.raises(ConfigError, match="the student's on"):
+    with pytest.raises(ConfigError, match="50 frames a second, the student 1600"):
         strange.adopt(model)

@@ -87,6 +87,7 @@ class Teacher(nn.Module, ABC):
         self.feature_dim = feature_dim
         self.top_layers = top_layers
         self.read: Read = read
+        self.lag = 0  # the teacher's frame that is nearest to the student's first one
         self.norm = UtteranceNorm()
         self._reader: LayerReader | None = None
 
@@ -137,6 +138,8 @@ class Teacher(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "B T D"], ...]:
         """The last layers' frames, each channel normalised over the utterance, float32, K tensors (B, T, D).
 
+        They are as many as the student's: of a teacher on another clock, those whose middles are nearest.
+
         Args:
             batch: Crops of one length.
             features_BTC: The student's frontend's frames: see :meth:`hear`.
@@ -144,8 +147,9 @@ class Teacher(nn.Module, ABC):
         x_BTD = self.hear(batch, features_BTC)
         assert self._reader is not None, "a teacher is held against its needs before it is asked"
         outputs = self._reader(lambda layers: self.model.encode(x_BTD, layers=layers))[-self.top_layers :]
+        num_frames = self.clock.num_frames(batch.waveform_BS.shape[1])
         with torch.autocast(x_BTD.device.type, enabled=False):
-            return tuple(self.norm(output.float()) for output in outputs)
+            return tuple(nearest_frames(self.norm(output.float()), self.lag, num_frames) for output in outputs)
 
     def forward(self, batch: Batch, features_BTC: Float[Tensor, "B T C"] | None = None) -> Float[Tensor, "B T D"]:
         """The mean of :meth:`layers` (arXiv 2202.03555, section 3.3), float32, shape (B, T, D)."""
@@ -156,16 +160,49 @@ class Teacher(nn.Module, ABC):
         """Hold a teaching model against what is asked of it.
 
         Raises:
-            ConfigError: It has fewer layers than are read, or another clock.
+            ConfigError: It has fewer layers than are read, or another frame rate.
         """
         if not 1 <= self.top_layers <= teacher.num_layers:
             raise ConfigError(
                 f"target.top_layers={self.top_layers} of an encoder with {teacher.num_layers} layers",
                 f"it lies in [1, {teacher.num_layers}]",
             )
-        if teacher.clock != self.clock:
-            raise ConfigError(
-                f"the teacher's frames are on {teacher.clock}, the student's on {self.clock}",
-                "take a teacher of the student's frame rate",
-            )
+        self.lag = lag_of(teacher.clock, self.clock)
         self._reader = LayerReader(teacher, self.read)
+
+
+def lag_of(teacher: FrameClock, student: FrameClock) -> int:
+    """The teacher's frame whose middle is nearest to that of the student's first one; negative before the crop.
+
+    Args:
+        teacher: The clock of the teacher's frames.
+        student: The clock of the student's frames.
+
+    Raises:
+        ConfigError: They differ in their frames a second, or in their samples a second.
+    """
+    if teacher.rate_hz != student.rate_hz:
+        raise ConfigError(
+            f"the teacher hears {teacher.rate_hz} samples a second, the student {student.rate_hz}",
+            "take a teacher of the student's sampling rate",
+        )
+    if teacher.stride_samples != student.stride_samples:
+        raise ConfigError(
+            f"the teacher makes {teacher.frames_per_s:g} frames a second, the student {student.frames_per_s:g}",
+            f"choose a frontend and an encoder of {teacher.frames_per_s:g} frames a second, or another teacher",
+        )
+    return round((student.centre_samples(0) - teacher.centre_samples(0)) / student.stride_samples)
+
+
+def nearest_frames(x_BTD: Float[Tensor, "B T D"], lag: int, num_frames: int) -> Float[Tensor, "B U D"]:
+    """Frames from ``lag`` on, as many as are asked for; beyond the ends, the first one and the last one.
+
+    Args:
+        x_BTD: Frames, one or more.
+        lag: The first frame, negative where it lies before them.
+        num_frames: Frames that are wanted (U).
+    """
+    if lag == 0 and x_BTD.shape[1] == num_frames:
+        return x_BTD
+    place_U = torch.arange(lag, lag + num_frames, device=x_BTD.device).clamp(0, x_BTD.shape[1] - 1)
+    return x_BTD[:, place_U]

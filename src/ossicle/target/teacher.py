@@ -14,7 +14,10 @@ from ossicle.target.base import Teacher
 
 @final
 class FrozenTeacher(Teacher):
-    """A model with trained weights, of any architecture whose frames lie on the student's clock.
+    """A model with trained weights, of any architecture at the student's frame rate.
+
+    Where the frames' middles differ, the nearest ones are taken. The weights are saved in checkpoints, and are not
+    among those that are exported.
 
     Args:
         clock: The clock of the student's frames.
@@ -27,7 +30,7 @@ class FrozenTeacher(Teacher):
         dim: Width of the teacher's frames.
 
     Raises:
-        ConfigError: The teacher has fewer layers, or is on another clock.
+        ConfigError: The teacher has fewer layers than are read, or another frame rate.
     """
 
     def __init__(
