@@ -1,7 +1,8 @@
-"""Weights of transformers' wav2vec 2.0 and HuBERT models, to and from a Backbone.
+"""Weights of transformers' wav2vec 2.0, HuBERT, WavLM and data2vec models, to and from a Backbone.
 
 Base models are ``frontend=wave`` with norms after the branches; large ones are ``frontend=wave_layer_norm`` with
-``norm_first``; data2vec's are ``frontend=wave_layer_norm`` with norms after the branches and ``position_layers=5``.
+``norm_first``; data2vec's are ``frontend=wave_layer_norm`` with norms after the branches and ``position_layers=5``;
+WavLM's are as these, with ``mixer=relative_attention``.
 transformers normalises audio in its feature extractor where a checkpoint's ``do_normalize`` asks for it, as those with
 layer norms in the convolutions do. Weights do not tell, so the frontend is built with ``normalise`` there.
 """
@@ -13,11 +14,16 @@ from torch import Tensor
 
 from ossicle.interop.renaming import Renaming
 
+_THEIR_SCALE: Final = "attention.gru_rel_pos_const"  # WavLM's, shape (1, H, 1, 1)
+_SCALE: Final = "mixer.gate_scale"  # shape (H,)
 _BLOCK: Final = (
     ("attention.q_proj.{p}", "mixer.query.{p}"),
     ("attention.k_proj.{p}", "mixer.key.{p}"),
     ("attention.v_proj.{p}", "mixer.value.{p}"),
     ("attention.out_proj.{p}", "mixer.out.{p}"),
+    ("attention.gru_rel_pos_linear.{p}", "mixer.gate.{p}"),
+    (_THEIR_SCALE, _SCALE),
+    ("attention.rel_attn_embed.{p}", "mixer.distance_bias.{p}"),
     ("layer_norm.{p}", "mixer_norm.{p}"),
     ("feed_forward.intermediate_dense.{p}", "feed_forward.expand.{p}"),
     ("feed_forward.output_dense.{p}", "feed_forward.contract.{p}"),
@@ -41,13 +47,13 @@ RENAMING: Final = Renaming(
         ("encoder.layer_norm.{p}", "encoder.norm.{p}"),
         *((f"encoder.layers.{{n}}.{foreign}", f"encoder.blocks.{{n}}.{own}") for foreign, own in _BLOCK),
     ),
-    prefixes=("wav2vec2.", "hubert.", "data2vec_audio."),
+    prefixes=("wav2vec2.", "hubert.", "wavlm.", "data2vec_audio."),
     left_out=("masked_spec_embed", "quantizer.", "project_hid.", "project_q.", "lm_head.", "projector.", "classifier."),
 )
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Backbone's state dict from that of Wav2Vec2Model, Wav2Vec2ForPreTraining, HubertModel or a model with a head.
+    """A Backbone's state dict from that of a wav2vec 2.0, HuBERT, WavLM or data2vec model, with a head or without.
 
     Args:
         state: The foreign state dict.
@@ -55,11 +61,12 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         DataError: If a key is neither the encoder's nor a known head's.
     """
-    return RENAMING.imported(state)
+    own = RENAMING.imported(state)
+    return {key: value.flatten() if key.endswith(_SCALE) else value for key, value in own.items()}
 
 
 def to_huggingface(state: Mapping[str, Tensor], mask_embedding_D: Tensor | None = None) -> dict[str, Tensor]:
-    """The state dict of Wav2Vec2Model or HubertModel from a Backbone's.
+    """The state dict of Wav2Vec2Model, HubertModel, WavLMModel or Data2VecAudioModel from a Backbone's.
 
     Args:
         state: The Backbone's state dict.
@@ -69,4 +76,6 @@ def to_huggingface(state: Mapping[str, Tensor], mask_embedding_D: Tensor | None 
         DataError: If the Backbone holds what those models do not.
     """
     masked = {} if mask_embedding_D is None else {"masked_spec_embed": mask_embedding_D}
-    return RENAMING.exported(state) | masked
+    foreign = RENAMING.exported(state)
+    foreign = {key: value.view(1, -1, 1, 1) if key.endswith(_THEIR_SCALE) else value for key, value in foreign.items()}
+    return foreign | masked
