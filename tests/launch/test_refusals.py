@@ -30,6 +30,12 @@ SENSELESS = {
         "best_rq_tiny", PROGRESSIVE, "the encoder shortens: its frames lie on", "frontend"),
     "an encoder that shortens under a contrastive loss": (
         "wav2vec2_tiny", PROGRESSIVE, "the encoder shortens: its frames lie on", "frontend"),
+    "codebooks for an objective that reads frames": (
+        "dinosr_tiny", ("objective=regression",), "codebooks of OnlineCodebook unused", "target=ema_teacher"),
+    "codebooks for many maskings": (
+        "data2vec2_tiny", ("target=online_codebook",), "codebooks of OnlineCodebook unused", "masked_codebooks"),
+    "codebooks for frames told apart": (
+        "dinosr_tiny", ("objective=contrastive_teacher",), "codebooks of OnlineCodebook unused", "target=ema_teacher"),
     "frames between the target's frames": (
         "best_rq_tiny", ("target.hop_ms=15",), "target.hop_ms", "divides the frontend's stride"),
     "an encoder without blocks": ("best_rq_tiny", ("encoder.num_layers=0",), "encodes nothing", "one block"),

@@ -14,6 +14,7 @@ from ossicle.layer.mask import Mask
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.ops.masking import mask_indices
 from ossicle.target.base import Teacher
+from ossicle.target.online_codebook import OnlineCodebook
 
 TeacherT = TypeVar("TeacherT", bound=Teacher)
 
@@ -122,14 +123,19 @@ class MaskingObjective(Objective):
 
 
 def require_teacher(target: nn.Module) -> Teacher:
-    """The target itself.
+    """The target itself, for objectives that learn from a teacher's frames.
 
     Raises:
-        ConfigError: It is no teacher.
+        ConfigError: It is no teacher, or one with codebooks, which such an objective would never move.
     """
     if not isinstance(target, Teacher):
         raise ConfigError(
             f"this objective learns from a teacher, not from {type(target).__name__}", "set target=ema_teacher"
+        )
+    if isinstance(target, OnlineCodebook):
+        raise ConfigError(
+            "this objective learns from a teacher's frames, and would leave the codebooks of OnlineCodebook unused",
+            "set target=ema_teacher, or objective=masked_codebooks",
         )
     return target
 

@@ -15,7 +15,7 @@ from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.running_copy import RunningCopy
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.objective.base import TaughtObjective
+from ossicle.objective.base import TaughtObjective, require_teacher
 from ossicle.objective.contrastive import num_first
 from ossicle.ops.losses import contrastive_logits, frame_deviation
 from ossicle.ops.masking import gather_frames
@@ -53,7 +53,7 @@ class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
             up to as many, so that rows have one length; the authors draw each for itself, once for a batch.
 
     Raises:
-        ConfigError: The target does not follow the student, or a number is out of its range.
+        ConfigError: The target does not follow the student, or has codebooks, or a number is out of its range.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
                 f"this objective's teacher follows the student, and {type(target).__name__} does not",
                 "set target=ema_teacher",
             )
+        require_teacher(target)
         if num_negatives < 1 or max_shift < 0:
             raise ConfigError(
                 f"objective.num_negatives={num_negatives}, max_shift={max_shift}", "at least one, and 0 or more"

@@ -36,7 +36,7 @@ class Regression(TaughtObjective[Teacher], MaskingObjective):
         unmasked_weight: Weight of frames that are not masked.
 
     Raises:
-        ConfigError: The target is no teacher, or a weight is below 0.
+        ConfigError: The target is no teacher, or has codebooks, or a weight is below 0.
     """
 
     def __init__(

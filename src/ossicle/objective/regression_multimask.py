@@ -38,7 +38,7 @@ class RegressionMultimask(TaughtObjective[Teacher], MaskingObjective):
         beta: Distance at which the loss turns from square to linear; 0 for the square throughout.
 
     Raises:
-        ConfigError: The target is no teacher, or there is no masking.
+        ConfigError: The target is no teacher, or has codebooks, or there is no masking.
     """
 
     def __init__(
