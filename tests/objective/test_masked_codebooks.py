@@ -1,13 +1,21 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
+from ossicle.encoder.base import Encoder
+from ossicle.encoder.hierarchical import Hierarchical
+from ossicle.encoder.squeezed import Squeezed
+from ossicle.encoder.transformer import Transformer
+from ossicle.frontend.logmel_conv import LogMelConv
 from ossicle.layer.mask import EmbeddingMask
+from ossicle.mixer.attention import Attention
 from ossicle.objective.masked_codebooks import LastLayerCodebooks, LayerwiseCodebooks, MaskedCodebooks
 from ossicle.ops.masking import masked_flags
 from ossicle.ops.momentum import Linear
@@ -73,6 +81,31 @@ def test_the_target_gets_no_gradient_and_all_else_is_trained(kind: type[MaskedCo
     assert without_gradient(objective) == {name for name in names if name.startswith("target.")} != set()
     assert not without_gradient(model) - {"encoder.position.conv.bias"}
     assert not objective.target.state_KVE.requires_grad
+
+
+@KINDS
+@pytest.mark.parametrize("encoder", [Transformer, Squeezed, Hierarchical])
+def test_all_of_an_encoder_is_trained_where_norms_stand_first_or_the_rate_is_lower(
+    kind: type[MaskedCodebooks], encoder: type[Encoder]
+) -> None:
+    torch.manual_seed(0)
+    depth = {"layers_by_group": [1, 1, 1]} if encoder is Hierarchical else {"num_layers": 3}
+    built = encoder(
+        partial(Attention, num_heads=2), dim=16, ffn_dim=32, norm_first=True, layer_drop=0.0,
+        position_kernel=4, position_groups=2, **depth,
+    )  # fmt: skip
+    model = Backbone(LogMelConv([[12, 3, 2]], num_mels=12, low_hz=100.0), built)
+    make(kind, model)(model, small_batch(), seed=0, step=0).loss_sum.backward()
+    assert not without_gradient(model)
+
+
+def test_spidrs_last_head_scores_what_the_encoder_returns_and_the_one_below_the_block_below() -> None:
+    objective = make(LayerwiseCodebooks, small_model())
+    last, *layers = (torch.randn(2, FRAMES, 16) for _ in range(5))
+    logits_KPV = objective.logits(EncoderOutput(last, tuple(layers)), MASKED)
+    for head, heard, scores in zip(objective.heads, (layers[-2], last), logits_KPV, strict=True):
+        at = torch.stack([heard[row, frame] for row in range(2) for frame in MASKED[row]])
+        torch.testing.assert_close(scores, at @ head.weight.T + head.bias)
 
 
 def test_each_of_spidrs_heads_trains_the_layers_up_to_its_own() -> None:

@@ -148,6 +148,9 @@ class LastLayerCodebooks(MaskedCodebooks):
 class LayerwiseCodebooks(MaskedCodebooks):
     """SpidR: each of the student's last layers predicts the codes of the teacher's layer of its height.
 
+    The last head hears what the encoder returns, so that all of it is trained: what follows the last block too, such as
+    a norm where norms stand first, or the map back up to the frame rate.
+
     The arguments are those of :class:`MaskedCodebooks`.
     """
 
@@ -160,7 +163,7 @@ class LayerwiseCodebooks(MaskedCodebooks):
     @override
     def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "K P V"]:
         heads = list(cast("nn.ModuleList", self.heads))
-        layers = encoded.layers[-len(heads) :]
+        layers = (*encoded.layers[-len(heads) : -1], encoded.last_BTD)
         scores = [
             head(gather_frames(layer, frames_BM).flatten(0, 1)).float()
             for head, layer in zip(heads, layers, strict=True)
