@@ -105,6 +105,29 @@ def test_layers_of_a_higher_rate_come_on_the_outputs_clock() -> None:
     assert encoder.clock(FrameClock()).stride_samples == 8
 
 
+@pytest.mark.parametrize("frames", [9, 17, 33, 50])
+def test_frames_of_a_higher_rate_are_those_of_the_outputs_centres(frames: int) -> None:
+    late = {"convolutions": [[16, 5, 2], [16, 5, 2]], "num_layers": 1, "ffn_dim": 24}
+    encoder = small(stages=({**STAGES[0], "convolutions": [[16, 5, 1]]}, late))
+    x_BTD = torch.randn(1, frames, 20)
+    with torch.no_grad():
+        first = small(stages=({**STAGES[0], "convolutions": [[16, 5, 1]]}, late))(x_BTD, layers=True).layers[0]
+        whole = encoder.shorten[0](x_BTD, None)[0]
+        whole = whole + encoder.positions[0](whole)
+        whole = encoder.norms[0](whole)
+    torch.testing.assert_close(first, whole[:, ::4])
+    assert first.shape[1] == encoder(x_BTD).last_BTD.shape[1] == -(-frames // 4)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_last_stage_without_blocks_shortens_all_the_same(norm_first: bool) -> None:
+    encoder = small(stages=(STAGES[0], {**STAGES[1], "num_layers": 0}), norm_first=norm_first)
+    output = encoder(torch.randn(1, 80, 20), layers=True)
+    frames = encoder.clock(FrameClock()).num_frames(80)
+    assert output.last_BTD.shape == (1, frames, 24)
+    assert [layer.shape[1] for layer in output.layers] == [frames] * 2
+
+
 def test_a_stage_without_a_convolution_and_an_even_kernel_are_refused() -> None:
     with pytest.raises(ConfigError, match="begins with a convolution"):
         small(stages=())

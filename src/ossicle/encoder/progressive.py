@@ -1,5 +1,6 @@
 """SPIRAL's encoder: convolutions that shorten between groups of Transformer blocks (arXiv 2201.10207, section 3.3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -100,6 +101,7 @@ class Progressive(Encoder):
             self.layer_drop if stage.layer_drop is None else check_layer_drop(stage.layer_drop) for stage in self.stages
         ]
         self.dropout = Dropout(dropout)
+        self.factors = self._factors()
         widths = [stage.dim for stage in self.stages]
         mixers = build_mixers(mixer, [stage.dim for stage in self.stages for _ in range(stage.num_layers)])
         ffn_dims = [stage.ffn_dim for stage in self.stages for _ in range(stage.num_layers)]
@@ -116,6 +118,16 @@ class Progressive(Encoder):
                 mixers, [s.dim for s in self.stages for _ in range(s.num_layers)], ffn_dims, strict=True
             )
         )
+
+    def _factors(self) -> list[int]:
+        """For what goes into the first block and for what each makes: every how many frames one of the output's is.
+
+        Convolutions have their frames' centres in the middle of their kernels, so frames of one centre are meant.
+        """
+        strides = [math.prod(int(stride) for _, _, stride in stage.convolutions) for stage in self.stages]
+        after = [math.prod(strides[place + 1 :]) for place in range(len(strides))]
+        made = [factor for factor, stage in zip(after, self.stages, strict=True) for _ in range(stage.num_layers)]
+        return [after[0], *made]
 
     def _block(self, mixer: Mixer, dim: int, ffn_dim: int, rates: dict[str, float]) -> nn.Module:
         block = PreNormBlock if self.norm_first else PostNormBlock
@@ -154,14 +166,9 @@ class Progressive(Encoder):
             x_BTD = self.dropout(x_BTD if self.norm_first else norm(x_BTD))
             if not outputs:
                 outputs.append(x_BTD)
-            outputs.extend(run_blocks(_Skips(self.training, layer_drop), mine, x_BTD, valid_BT))
-            x_BTD = norm(outputs[-1]) if self.norm_first else outputs[-1]
-        last_frames = x_BTD.shape[1]
-        slower = (shortened(output, last_frames) for output in outputs) if layers else ()
+            mixed = list(run_blocks(_Skips(self.training, layer_drop), mine, x_BTD, valid_BT))
+            outputs.extend(mixed)
+            x_BTD = mixed[-1] if mixed else x_BTD
+            x_BTD = norm(x_BTD) if self.norm_first else x_BTD
+        slower = (output[:, ::factor] for output, factor in zip(outputs, self.factors, strict=True)) if layers else ()
         return EncoderOutput(x_BTD, tuple(slower))
-
-
-def shortened(x_BTD: Float[Tensor, "B T D"], num_frames: int) -> Float[Tensor, "B U D"]:
-    """What a layer at a higher rate makes, on the output's clock: the frames whose centres are the output's."""
-    factor = -(-x_BTD.shape[1] // num_frames) if num_frames else 1
-    return x_BTD if factor == 1 else x_BTD[:, ::factor][:, :num_frames]
