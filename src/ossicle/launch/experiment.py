@@ -1,7 +1,8 @@
 """From a composed config to a frozen Experiment: the one place where configs become parts."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ossicle.stage.plan import Run, Stages
     from ossicle.system.build import Experiment
     from ossicle.system.execution import Execution
+
+log = logging.getLogger(__name__)
 
 PARTS = ("frontend", "mixer", "encoder", "model", "target", "objective", "augmentation", "optim", "schedule")
 
@@ -51,7 +54,8 @@ def resolved(cfg: "DictConfig") -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config does not resolve: {error}", "mend the interpolation that it names") from error
     assert isinstance(plain, dict)
-    return fit_parts({str(key): value for key, value in plain.items()}, stated())
+    told = stated()
+    return fit_stage(fit_parts({str(key): value for key, value in plain.items()}, told), told)
 
 
 def stated() -> set[str]:
@@ -99,6 +103,31 @@ def labels_stated(data: Config) -> bool:
 def reads_labels(config: Config) -> bool:
     """Whether the config's target is made of labels on disk: other targets name their classes alike."""
     return str(config["target"].get("_target_", "")).startswith("ossicle.target.kmeans.")
+
+
+def fit_stage(config: dict[str, Any], stated: Collection[str]) -> dict[str, Any]:
+    """The config with one run in place of an experiment's chain that makes labels, where the target reads none.
+
+    Args:
+        config: A config with its parts.
+        stated: Keys that the command line states.
+
+    Raises:
+        ConfigError: The command line itself asks for such a chain.
+    """
+    stage, target = config.get("stage"), config.get("target")
+    if not stage or not target or reads_labels(config):
+        return config
+    if not any(run.get("clusters") for run in stage.get("iterations") or ()):
+        return config
+    name = str(target["_target_"]).rpartition(".")[2]
+    if "stage" in stated:
+        raise ConfigError(
+            f"the stage clusters frames into labels, and the target reads none: {name}",
+            "set stage=single, or target=kmeans",
+        )
+    log.info("the experiment's stages make labels, which %s does not read: one run instead (stage=single)", name)
+    return {**config, "stage": {"_target_": "ossicle.stage.plan.Single"}}
 
 
 def needs_statistics(frontend: Config) -> bool:
