@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.config import compose, conf_dir, groups, keys, nearest, spread
+from ossicle.launch.config import compose, conf_dir, groups, keys, nearest, refuse_nothing, spread
 
 
 def test_configs_are_found() -> None:
@@ -73,3 +73,11 @@ def test_a_list_of_options_in_a_configs_defaults_is_refused_too(
         compose("pretrain", chosen)
     assert mend in caught.value.mend
     assert compose("pretrain", [*chosen, f"{group}={options.strip('[]').split(',')[0]}"]).name == "hubert_tiny"
+
+
+def test_the_choice_of_nothing_is_refused_with_the_way_to_leave_a_part_out() -> None:
+    word = "layer/spec_augment@model.spec_augment=null"
+    with pytest.raises(ConfigError, match="chooses nothing") as caught:
+        compose("pretrain", ["experiment=spiral_tiny", word])
+    assert "'~layer/spec_augment@model.spec_augment'" in caught.value.mend
+    refuse_nothing(["optim.lr=null", "ema_decay=null", "mixer=attention", "-m"])

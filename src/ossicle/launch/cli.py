@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ossicle.core.errors import ConfigError, OssicleError
-from ossicle.launch.config import conf_dir, explain, nearest, spoken, spread
+from ossicle.launch.config import conf_dir, explain, nearest, refuse_nothing, spoken, spread
 from ossicle.launch.help import command_help
+from ossicle.launch.replaced import replaced_parts_give_way
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -114,6 +115,7 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
     from hydra.errors import HydraException
 
     arguments = options_first(spread([respelt(command, item) for item in overrides]))
+    refuse_nothing(arguments)
     if on_cluster(arguments) and not MODES & set(arguments):
         arguments.insert(0, "--multirun")
     sys.argv = [f"ossicle {spoken(command)}", *arguments]
@@ -131,7 +133,8 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
 
     try:
         # Hydra prints the overrides above a job's error. A job of a multirun, which may run elsewhere, must fail there.
-        main(task if MULTIRUN & set(arguments) else carry_out)()
+        with replaced_parts_give_way():
+            main(task if MULTIRUN & set(arguments) else carry_out)()
     except HydraException as error:
         raise explain(error, command) from error
     if refused:

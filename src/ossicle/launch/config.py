@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
+from ossicle.launch.replaced import replaced_parts_give_way
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -53,6 +54,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> "DictConfig":
     """
     from hydra.errors import HydraException
 
+    refuse_nothing(overrides)
     try:
         return _composed(command, overrides)
     except HydraException as error:
@@ -68,7 +70,7 @@ def _composed(command: str, overrides: Sequence[str]) -> "DictConfig":
     outer = GlobalHydra.instance().hydra  # a command that composes another's config runs inside its own Hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"), replaced_parts_give_way():
             config = hydra_compose(config_name=command, overrides=spread(overrides), return_hydra_config=True)
     finally:
         if outer is not None:
@@ -171,6 +173,19 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
+def refuse_nothing(overrides: Iterable[str]) -> None:
+    """Refuse the choice of nothing for a part, of which Hydra says only what type it has.
+
+    Raises:
+        ConfigError: An override sets a group to null.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        options = groups().get(key.partition("@")[0].lstrip("+")) if value == "null" else None
+        if options:
+            raise ConfigError(f"{override} chooses nothing", f"leave it out: '~{key}', or choose: {', '.join(options)}")
+
+
 def explain(error: Exception, command: str) -> ConfigError:
     """What Hydra found wrong, said with the nearest thing that would have been right."""
     text = str(error).strip()
@@ -182,9 +197,14 @@ def explain(error: Exception, command: str) -> ConfigError:
             f"there is no {group}={name}{nearest(name, choices)}",
             f"choose one of: {', '.join(choices) or 'none exist'}",
         )
-    key = re.search(r"Could not override '([^']+)'", text)
+    key = re.search(r"(?:In '([^']+)': )?Could not override '([^']+)'", text)
+    if key and key.group(1):
+        return ConfigError(
+            f"{key.group(1)}.yaml chooses {key.group(2)}, and no part that it is composed with has such a place",
+            f"mend the defaults of {key.group(1)}.yaml",
+        )
     if key:
-        return unknown_key(key.group(1), command)
+        return unknown_key(key.group(2), command)
     return ConfigError(
         text.splitlines()[0], "\n     ".join(text.splitlines()[1:]) or f"see: ossicle {spoken(command)} --help"
     )
