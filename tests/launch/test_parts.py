@@ -33,6 +33,14 @@ def test_numbers_of_a_part_inside_a_part_go_to_the_one_in_its_place_too(caplog: 
     assert "frontend.quantiser.temperature_decay=0.99 is not for KMeansCodes: left out" in caplog.text
 
 
+@pytest.mark.parametrize("augmentation", ["none", "gain", "noise", "speed"])
+def test_numbers_of_an_augmentation_are_left_out_where_another_does_not_take_them(augmentation: str) -> None:
+    for name in ("nest_tiny", "wavlm_base"):
+        config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=x", f"augmentation={augmentation}"]))
+        check_binding(config)
+        build_on_meta(config)
+
+
 @pytest.mark.parametrize("name", groups()["experiment"])
 def test_every_experiment_states_only_what_its_own_parts_take(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):

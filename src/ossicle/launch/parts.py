@@ -14,7 +14,7 @@ from ossicle.launch.config import conf_dir, nearest
 log = logging.getLogger(__name__)
 
 PATTERN = "ossicle.mixer.pattern.Pattern"
-FITTED = ("frontend", "mixer", "encoder", "target", "objective", "schedule", "optim")
+FITTED = ("frontend", "mixer", "encoder", "model", "target", "objective", "augmentation", "schedule", "optim")
 """Parts that may be exchanged under an experiment that states numbers for another one."""
 
 
