@@ -43,7 +43,7 @@ def test_the_inside_that_the_new_part_has_too_stays_the_experiments() -> None:
 
 
 def test_an_inside_that_the_command_line_itself_chooses_must_exist() -> None:
-    with pytest.raises(ConfigError, match="no key 'layer/head@objective.head'"):
+    with pytest.raises(ConfigError, match=r"no key 'layer/head@objective\.head'"):
         composed("best_rq_tiny", *CODES, "layer/head@objective.head=cosine")
 
 

@@ -7,7 +7,7 @@ merges a structure into a part that it was not made for. Numbers that another pa
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replaced_parts_give_way() -> Iterator[None]:
+def replaced_parts_give_way() -> Generator[None]:
     """Compose so within: Hydra has no public place for either, so two methods of its loader are wrapped."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.defaults_list import Overrides
@@ -40,7 +40,7 @@ def replaced_parts_give_way() -> Iterator[None]:
 
 
 @contextmanager
-def _wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Generator[None]:
     before = getattr(owner, name)
     setattr(owner, name, wrap(before))
     try:
@@ -85,7 +85,7 @@ def restore_frontend(config: "DictConfig", defaults: "Sequence[ResultDefault]", 
     Numbers of a frontend mean the same in another one (bands, rates); convolutions begin at samples in one and at
     spectra in another.
     """
-    from omegaconf import ListConfig
+    from omegaconf import DictConfig, ListConfig
 
     own = [f"frontend/{item.value}" for item in choices(defaults, repo) if is_frontend(item)]
     chosen = [default.config_path for default in defaults if default.override_key == "frontend"]
@@ -93,7 +93,8 @@ def restore_frontend(config: "DictConfig", defaults: "Sequence[ResultDefault]", 
         return
     loaded = repo.load_config(str(chosen[0]))
     assert loaded is not None
-    for key, value in loaded.config.items():
+    assert isinstance(loaded.config, DictConfig)
+    for key, value in loaded.config.items_ex(resolve=False):
         if isinstance(value, ListConfig):
             config["frontend"][key] = copy.deepcopy(value)
 
