@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 
 from ossicle.core.errors import ConfigError
@@ -58,6 +60,20 @@ def test_what_is_no_number_is_refused_where_numbers_alone_are_taken(value: objec
 )
 def test_numbers_and_what_may_be_something_else_pass(value: object, annotation: object) -> None:
     check_number("optim.lr", value, annotation)
+
+
+@pytest.mark.parametrize("annotation", [Literal["blocks", "feed_forward"], Literal["blocks"] | None])
+def test_a_word_that_is_no_choice_is_refused_with_the_nearest(annotation: object) -> None:
+    check_number("target.read", "blocks", annotation)
+    with pytest.raises(ConfigError, match=r"target\.read=block is no choice; did you mean blocks"):
+        check_number("target.read", "block", annotation)
+
+
+def test_null_and_words_beside_other_things_pass() -> None:
+    check_number("a", None, Literal["x"] | None)
+    check_number("a", "y", Literal["x"] | list)
+    with pytest.raises(ConfigError, match="a=None"):
+        check_number("a", None, Literal["x"])
 
 
 @pytest.mark.parametrize("override", ["max_steps=many", "optim.lr=fast", "encoder.num_layers=two", "data.batch_s=x"])

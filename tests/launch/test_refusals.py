@@ -58,6 +58,46 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
     assert mend in caught.value.mend
 
 
+IMPOSSIBLE = [
+    ("hubert_tiny", ("objective.mask_start_probability=0",), "masks nothing"),
+    ("hubert_tiny", ("objective.mask_start_probability=1.5",), "masks nothing"),
+    ("hubert_tiny", ("objective.mask_length=0",), "masks nothing"),
+    ("data2vec2_tiny", ("objective.mask_start_probability=1.0",), "or everything"),
+    ("dinosr_tiny", ("objective.mask_length=0",), "masks nothing"),
+    ("hubert_tiny", ("objective.head.temperature=0",), "temperature=0"),
+    ("wav2vec2_tiny", ("objective.temperature=0",), "temperature=0"),
+    ("wav2vec2_tiny", ("objective.num_negatives=0",), "num_negatives=0"),
+    ("spiral_tiny", ("objective.temperature=0",), "temperature=0"),
+    ("wav2vec2_tiny", ("target.num_groups=0",), "num_groups=0"),
+    ("wav2vec2_tiny", ("target.temperature=0",), "temperature=0"),
+    ("best_rq_tiny", ("target.num_classes=1",), "num_classes=1"),
+    ("best_rq_tiny", ("encoder.position_kernel=0",), "position_kernel=0"),
+    ("best_rq_tiny", ("encoder.position_groups=0",), "0 position groups"),
+    ("data2vec_tiny", ("target.read=layers",), "target.read=layers is no choice"),
+    ("hubert_tiny", ("frontend.norm=utterances",), "did you mean utterance"),
+    ("wav2vec2_tiny", ("data.min_crop_s=0.03",), "0 encoded frame"),
+    ("wav2vec2_tiny", ("data.min_crop_s=0.04",), "of the 1 frame"),
+    ("cpc_tiny", ("data.min_crop_s=0.04",), "the objective needs 2"),
+    ("hubert_tiny", ("mixer=synthesizer_dense", "mixer.max_frames=50"), "max_frames=50"),
+    ("hubert_tiny", ("mixer=synthesizer_random", "mixer.max_frames=50"), "max_frames=50"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "overrides", "problem"), IMPOSSIBLE)
+def test_numbers_that_no_step_could_take_are_refused_before_one(
+    name: str, overrides: tuple[str, ...], problem: str
+) -> None:
+    config = resolved(compose("pretrain", [f"experiment={name}", "data.shards=nowhere", *overrides]))
+    with pytest.raises(ConfigError, match=problem):
+        check(config)
+
+
+def test_a_mixer_with_as_many_places_as_the_longest_crop_has_frames_passes() -> None:
+    words = ["experiment=hubert_tiny", "data.shards=nowhere", "mixer=synthesizer_dense"]
+    for encoder, most in (("transformer", 100), ("squeezed", 50)):
+        check(resolved(compose("pretrain", [*words, f"encoder={encoder}", f"mixer.max_frames={most}"])))
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

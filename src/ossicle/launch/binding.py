@@ -7,7 +7,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch.config import nearest
@@ -83,20 +83,22 @@ def check_binding(config: object) -> None:
 
 
 def check_number(key: str, value: object, annotation: object) -> None:
-    """Refuse what is no number, where an annotation asks for one and allows nothing else.
+    """Refuse what is no number or no word of a choice, where an annotation asks for one and allows nothing else.
 
     Args:
         key: The value's dotted key.
         value: The value.
-        annotation: The argument's annotation: only ``int``, ``float``, ``bool`` and their unions with None are judged.
+        annotation: The argument's annotation: only ``int``, ``float``, ``bool``, words to choose from (``Literal``) and
+            their unions with None are judged.
 
     Raises:
-        ConfigError: The value is of another kind, or has a fraction where it counts something.
+        ConfigError: The value is of another kind, has a fraction where it counts something, or is no such word.
     """
     if isinstance(value, str) and (value.startswith("${") or value == "???"):
         return  # a part's file by itself: what stands here is known when a config is composed
     kinds = numbers_of(annotation)
     if not kinds:
+        check_word(key, value, kinds_of(annotation))
         return
     if value is None:
         fits = types.NoneType in kinds
@@ -114,6 +116,33 @@ def check_number(key: str, value: object, annotation: object) -> None:
 
 def numbers_of(annotation: object) -> frozenset[object]:
     """The kinds of number that an annotation allows, null among them; none where it allows anything else."""
-    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
-    kinds: frozenset[object] = frozenset(typing.get_args(annotation) if union else (annotation,))
+    kinds = kinds_of(annotation)
     return kinds if kinds <= NUMBERS and kinds != {types.NoneType} else frozenset()
+
+
+def kinds_of(annotation: object) -> frozenset[object]:
+    """What an annotation is a union of: itself where it is none."""
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    return frozenset(typing.get_args(annotation) if union else (annotation,))
+
+
+def check_word(key: str, value: object, kinds: Collection[object]) -> None:
+    """Refuse what is none of the words that an annotation offers, and nothing else.
+
+    Args:
+        key: The value's dotted key.
+        value: The value.
+        kinds: What the annotation is a union of.
+
+    Raises:
+        ConfigError: The value is another word.
+    """
+    offers = [kind for kind in kinds if kind is not types.NoneType]
+    if not offers or any(typing.get_origin(kind) is not typing.Literal for kind in offers):
+        return
+    words = [word for kind in offers for word in typing.get_args(kind)]
+    if value not in words and not (value is None and types.NoneType in kinds):
+        raise ConfigError(
+            f"{key}={value} is no choice{nearest(str(value), map(str, words))}",
+            f"choose from: {', '.join(map(str, words))}",
+        )

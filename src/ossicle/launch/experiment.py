@@ -17,6 +17,8 @@ from ossicle.launch.preflight import BatchShare, check_crops, share_batch
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from ossicle.layer.speech_encoder import SpeechEncoder
+    from ossicle.objective.base import Objective
     from ossicle.stage.plan import Run, Stages
     from ossicle.system.build import Experiment
     from ossicle.system.execution import Execution
@@ -184,7 +186,33 @@ def check(config: Config) -> None:
                 "the target reads labels, and neither the data name any nor does a stage make them",
                 "choose stage=iterations, or make labels with ossicle label and state data.labels=DIR",
             )
-        build_on_meta(as_run(config, run), run.clusters)
+        model, objective = build_on_meta(as_run(config, run), run.clusters)
+        check_lengths(model, objective, config["data"])
+
+
+def check_lengths(model: "SpeechEncoder", objective: "Objective", data: Config) -> None:
+    """Hold the lengths of the data's crops against what model and objective take.
+
+    Args:
+        model: Built, on the meta device too.
+        objective: Its objective.
+        data: The data's config.
+
+    Raises:
+        ConfigError: The shortest crop is too short for the loss, or the longest too long for a mixer.
+    """
+    from ossicle.mixer.base import Mixer
+
+    rate_hz = model.clock.rate_hz
+    objective.check_crop(model, round(data["min_crop_s"] * rate_hz))
+    slowest = max(model.layer_factor(layer) for layer in range(1, model.num_layers + 1))
+    frames = model.clock.num_frames(round(data["max_crop_s"] * rate_hz)) // slowest
+    for mixer in model.modules():
+        if isinstance(mixer, Mixer) and mixer.max_frames is not None and mixer.max_frames < frames:
+            raise ConfigError(
+                f"mixer.max_frames={mixer.max_frames}, and a crop of data.max_crop_s={data['max_crop_s']} has {frames}",
+                f"set mixer.max_frames={frames} or more",
+            )
 
 
 def as_run(config: Config, run: "Run") -> dict[str, Any]:
@@ -197,12 +225,15 @@ def as_run(config: Config, run: "Run") -> dict[str, Any]:
     return changed
 
 
-def build_on_meta(config: Config, clusters: int | None = None) -> None:
+def build_on_meta(config: Config, clusters: int | None = None) -> "tuple[SpeechEncoder, Objective]":
     """Build a config's parts without their weights, as one run of its chain has them.
 
     Args:
         config: A resolved config, as :func:`as_run` has it.
         clusters: Classes of the target in this run, or None for the config's own.
+
+    Returns:
+        The model, and its objective.
     """
     import torch
 
@@ -211,7 +242,7 @@ def build_on_meta(config: Config, clusters: int | None = None) -> None:
     parts = {name: instantiate_part(config, name) for name in PARTS}
     extra = {} if clusters is None else {"num_classes": clusters}
     with torch.device("meta"):
-        model, _ = connect(
+        model, objective = connect(
             frontend=parts["frontend"],
             mixer=parts["mixer"],
             encoder=parts["encoder"],
@@ -223,6 +254,7 @@ def build_on_meta(config: Config, clusters: int | None = None) -> None:
     replace(execution(config), compile=False, compile_mode="default", float8=False).prepare(model)
     parts["augmentation"](clock=model.clock)
     parts["schedule"](max_steps=config["max_steps"])
+    return model, objective
 
 
 def use_threads(config: Config) -> None:

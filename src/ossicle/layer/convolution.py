@@ -151,6 +151,23 @@ class TapNorm(nn.Module):
         return weight_OIK.square().sum((0, 1), keepdim=True).sqrt(), weight_OIK
 
 
+def check_position(dim: int, kernel: int, groups: int) -> None:
+    """Refuse a position convolution that cannot be.
+
+    Args:
+        dim: Model width (D).
+        kernel: Frames that the convolution sees.
+        groups: Groups of channels that do not mix.
+
+    Raises:
+        ConfigError: The groups do not divide the width, or the kernel sees no frame.
+    """
+    if groups < 1 or dim % groups:
+        raise ConfigError(f"{groups} position groups do not divide the width {dim}", "set position_groups")
+    if kernel < 1:
+        raise ConfigError(f"encoder.position_kernel={kernel} sees no frame", "give 1 or more")
+
+
 @final
 class ConvolutionPosition(nn.Module):
     """Relative positions from a wide grouped convolution with weight norm and GELU (arXiv 2006.11477, section 2).
@@ -164,13 +181,12 @@ class ConvolutionPosition(nn.Module):
         groups: Groups of channels that do not mix.
 
     Raises:
-        ConfigError: If the groups do not divide the width.
+        ConfigError: If the groups do not divide the width, or the kernel sees no frame.
     """
 
     def __init__(self, dim: int, kernel: int = 128, groups: int = 16) -> None:
         super().__init__()
-        if dim % groups:
-            raise ConfigError(f"{groups} position groups do not divide the width {dim}", "set position_groups")
+        check_position(dim, kernel, groups)
         conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (kernel * dim)))
         if conv.bias is not None:
@@ -210,13 +226,12 @@ class DeepConvolutionPosition(nn.Module):
         num_layers: Convolutions.
 
     Raises:
-        ConfigError: If the groups do not divide the width.
+        ConfigError: If the groups do not divide the width, or a kernel sees no frame.
     """
 
     def __init__(self, dim: int, kernel: int = 19, groups: int = 16, num_layers: int = 5) -> None:
         super().__init__()
-        if dim % groups:
-            raise ConfigError(f"{groups} position groups do not divide the width {dim}", "set position_groups")
+        check_position(dim, kernel, groups)
         self.layers = nn.ModuleList(PositionLayer(dim, kernel, groups) for _ in range(num_layers))
 
     @override

@@ -74,10 +74,15 @@ class CosineHead(Head):
         num_classes: Classes (V).
         final_dim: Width in which frames and classes are compared.
         temperature: Divides the similarities.
+
+    Raises:
+        ConfigError: The temperature is not above 0.
     """
 
     def __init__(self, dim: int, num_classes: int, final_dim: int = 256, temperature: float = 0.1) -> None:
         super().__init__(dim, num_classes)
+        if temperature <= 0:
+            raise ConfigError(f"objective.head.temperature={temperature} is not above 0", "0.1 is HuBERT's")
         self.temperature = temperature
         self.project = nn.Linear(dim, final_dim)
         self.classes_VF = nn.Parameter(torch.empty(num_classes, final_dim).uniform_())

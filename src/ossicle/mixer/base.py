@@ -22,9 +22,11 @@ class Mixer(nn.Module, ABC):
         reads_order: Whether frames that stand beside each other are taken for neighbours in time. Where it is False,
             frames in another order are mixed to the same, and some of a row may be left out; a :class:`Placed` mixer
             is told where those that are left stand.
+        max_frames: Frames that it takes at most, or None for any number.
     """
 
     reads_order: bool = True
+    max_frames: int | None = None
 
     @abstractmethod
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

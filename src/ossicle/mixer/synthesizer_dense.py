@@ -31,6 +31,7 @@ class SynthesizerDense(Mixer):
 
     def __init__(self, dim: int, num_heads: int = 12, dropout: float = 0.1, max_frames: int = 2000) -> None:
         super().__init__()
+        self.max_frames = max_frames
         self.num_heads = check_heads(dim, num_heads)
         self.dropout = dropout
         self.hidden = init_linear(nn.Linear(dim, dim))

@@ -33,6 +33,7 @@ class SynthesizerRandom(Mixer):
         self, dim: int, num_heads: int = 12, dropout: float = 0.1, rank: int = 8, max_frames: int = 2000
     ) -> None:
         super().__init__()
+        self.max_frames = max_frames
         self.num_heads = check_heads(dim, num_heads)
         width = dim // num_heads
         if not 1 <= rank <= width:

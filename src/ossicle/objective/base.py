@@ -12,7 +12,7 @@ from ossicle.core.seeds import generator
 from ossicle.core.shapes import Float, Int64
 from ossicle.layer.mask import Mask
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.ops.masking import mask_indices
+from ossicle.ops.masking import mask_indices, num_masked
 from ossicle.target.base import Teacher
 from ossicle.target.online_codebook import OnlineCodebook
 
@@ -29,6 +29,9 @@ class Objective(nn.Module, ABC):
     takes_codes: bool = False
     """Whether it adds the penalty of a frontend that quantises."""
 
+    least_frames: int = 1
+    """Encoded frames that a crop must have: two where frames are told from others."""
+
     def adopt(self, model: SpeechEncoder) -> None:
         """Take from a model what the objective keeps of it, such as a teacher's weights, and hold it against its needs.
 
@@ -40,6 +43,24 @@ class Objective(nn.Module, ABC):
         Raises:
             ConfigError: This objective cannot train such a model.
         """
+
+    def check_crop(self, model: SpeechEncoder, samples: int) -> None:
+        """Hold a crop's length against what the loss needs of it, before any is read.
+
+        Args:
+            model: The model that will be trained.
+            samples: Samples of a crop.
+
+        Raises:
+            ConfigError: The crop is too short.
+        """
+        frames = model.clock.num_frames(samples)
+        if frames < self.least_frames:
+            raise ConfigError(
+                f"crops of {samples} samples have {frames} encoded frame(s), and the objective needs"
+                f" {self.least_frames}",
+                "raise data.min_crop_s",
+            )
 
     def after_step(self, model: SpeechEncoder, *, seed: int, step: int) -> None:
         """Follow the model after an optimiser step, without gradient and without a wait for the device.
@@ -94,8 +115,29 @@ class MaskingObjective(Objective):
     mask_start_probability: float
     mask_length: int
 
+    least_masked: int = 1
+    """Masked frames that a crop must have: two where they are told from each other."""
+
+    @override
+    def check_crop(self, model: SpeechEncoder, samples: int) -> None:
+        super().check_crop(model, samples)
+        frames = model.feature_clock.num_frames(samples)
+        masked = num_masked(frames, start_probability=self.mask_start_probability, length=self.mask_length)
+        if not self.least_masked <= masked < frames:
+            raise ConfigError(
+                f"of the {frames} frame(s) of a crop of {samples} samples {masked} are masked",
+                f"at least {self.least_masked} must be and one must not: raise data.min_crop_s, or change"
+                " objective.mask_start_probability",
+            )
+
     @override
     def adopt(self, model: SpeechEncoder) -> None:
+        if not 0 < self.mask_start_probability < 1 or self.mask_length < 1:
+            raise ConfigError(
+                f"objective.mask_start_probability={self.mask_start_probability} with mask_length={self.mask_length}"
+                " masks nothing, or everything",
+                "a probability lies between 0 and 1, a span has one frame or more",
+            )
         if model.clock != model.feature_clock:
             raise ConfigError(
                 f"the encoder shortens: its frames lie on {model.clock}, the masked ones on {model.feature_clock}",

@@ -44,8 +44,10 @@ class Contrastive(MaskingObjective):
         feature_dropout: Dropout of the frames that are quantised.
 
     Raises:
-        ConfigError: The target quantises nothing.
+        ConfigError: The target quantises nothing, or there is no negative or no temperature.
     """
+
+    least_masked = 2
 
     reads_layers = False
     """Whether :meth:`context` reads the output of another layer than the last."""
@@ -72,6 +74,11 @@ class Contrastive(MaskingObjective):
             raise ConfigError(
                 f"contrastive learning tells quantised frames apart, and {type(target).__name__} quantises none",
                 "choose target=gumbel, or objective=masked_prediction for targets of classes",
+            )
+        if num_negatives < 1 or temperature <= 0:
+            raise ConfigError(
+                f"objective.num_negatives={num_negatives} with temperature={temperature} tells nothing apart",
+                "give one negative at least, and a temperature above 0",
             )
         self.target = target
         self.mask = mask(dim=dim, feature_dim=feature_dim)

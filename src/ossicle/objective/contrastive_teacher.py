@@ -56,6 +56,8 @@ class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
         ConfigError: The target does not follow the student, or has codebooks, or a number is out of its range.
     """
 
+    least_frames = 2
+
     def __init__(
         self,
         target: EmaTeacher,
@@ -76,9 +78,10 @@ class ContrastiveTeacher(TaughtObjective[EmaTeacher]):
                 "set target=ema_teacher",
             )
         require_teacher(target)
-        if num_negatives < 1 or max_shift < 0:
+        if num_negatives < 1 or max_shift < 0 or temperature <= 0:
             raise ConfigError(
-                f"objective.num_negatives={num_negatives}, max_shift={max_shift}", "at least one, and 0 or more"
+                f"objective.num_negatives={num_negatives}, max_shift={max_shift}, temperature={temperature}",
+                "at least one, 0 or more, and above 0",
             )
         self.target = target
         self.num_negatives = num_negatives

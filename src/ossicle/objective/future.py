@@ -40,6 +40,7 @@ class Foreseeing(Objective):
     """
 
     takes_codes = True
+    least_frames = 2
     affine: bool = False
 
     def __init__(

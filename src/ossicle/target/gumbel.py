@@ -30,7 +30,7 @@ class GumbelQuantiser(QuantisedTarget):
         temperature_floor: Least temperature.
 
     Raises:
-        ConfigError: ``dim`` does not divide into the groups.
+        ConfigError: ``dim`` does not divide into the groups, there is nothing to choose, or no temperature.
     """
 
     def __init__(
@@ -46,6 +46,17 @@ class GumbelQuantiser(QuantisedTarget):
         temperature_floor: float = 0.5,
     ) -> None:
         super().__init__()
+        if num_groups < 1 or num_codes < 2:
+            raise ConfigError(
+                f"target.num_groups={num_groups} of target.num_codes={num_codes} leave nothing to choose",
+                "one group at least, of two codes at least",
+            )
+        if temperature <= 0 or temperature_decay <= 0 or temperature_floor <= 0:
+            raise ConfigError(
+                f"target.temperature={temperature}, temperature_decay={temperature_decay},"
+                f" temperature_floor={temperature_floor}",
+                "all of them are above 0",
+            )
         if dim % num_groups:
             raise ConfigError(
                 f"target.dim = {dim} does not divide into target.num_groups = {num_groups}",

@@ -36,7 +36,7 @@ class RandomProjection(DiscreteTarget):
         seed: Seed of projection and codebook.
 
     Raises:
-        ConfigError: The model's stride is no multiple of the hop.
+        ConfigError: Fewer than two classes, or the model's stride is no multiple of the hop.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class RandomProjection(DiscreteTarget):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise ConfigError(f"target.num_classes={num_classes} leaves nothing to predict", "give at least 2")
         mel_clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=clock.rate_hz)
         if clock.stride_samples % mel_clock.stride_samples:
             raise ConfigError(
