@@ -105,6 +105,24 @@ def test_every_part_builds_in_an_encoder_on_the_meta_device(group: str) -> None:
         build_on_meta(toy(name, "data.shards=nowhere", f"{group}={option}"))
 
 
+@pytest.mark.parametrize("encoder", groups()["encoder"])
+def test_every_encoder_builds_with_its_own_numbers_on_the_meta_device(encoder: str) -> None:
+    asked = {  # by the first lines of their files
+        "progressive": [
+            "frontend=logmel",
+            "frontend.stack=1",
+            "frontend.num_mels=128",
+            "mixer.num_heads=null",
+            "mixer.head_dim=64",
+        ],
+        "branchformer": ["mixer.num_heads=8"],  # of 512
+    }
+    words = ["experiment=hubert_base", "data.shards=nowhere", f"encoder={encoder}", *asked.get(encoder, [])]
+    if encoder == "progressive":  # it shortens: no spans of the frontend's frames
+        words += ["objective=contrastive_teacher", "target=ema_teacher"]
+    check(resolved(compose("pretrain", words)))
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_takes_two_steps(name: str, synthetic_dataset: Path, labels: Path, tmp_path: Path) -> None:
     config = shrunk(toy(name, *on(synthetic_dataset, name, labels), f"runs={tmp_path}"))

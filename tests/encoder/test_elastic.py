@@ -78,3 +78,12 @@ def test_what_is_no_part_of_the_whole_is_refused() -> None:
         small().choose(Subnet(40, (2,), (24,)))
     with pytest.raises(ConfigError, match="slices attention with 4 heads"):
         Elastic(Pattern([partial(Attention, num_heads=2)]), dims=(32,), heads=(4,), position_groups=4)
+
+
+def test_groups_that_do_not_fit_are_refused_with_those_that_do() -> None:
+    mixer = partial(Attention, num_heads=12)
+    with torch.device("meta"):
+        with pytest.raises(ConfigError, match="no multiples of 48") as caught:
+            Elastic(mixer, position_groups=16)
+        groups = int(caught.value.mend.rpartition("=")[2])
+        Elastic(mixer, position_groups=groups)

@@ -1,5 +1,6 @@
 """LightHuBERT's supernet: a Transformer whose parts can be narrowed, all sizes sharing weights (arXiv 2203.15610)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -135,7 +136,10 @@ class Elastic(Encoder):
             )
         group = self.dim // position_groups
         if any(dim % group for dim in self.dims):
-            raise ConfigError(f"encoder.dims={list(self.dims)} are no multiples of {group}", "set position_groups")
+            raise ConfigError(
+                f"encoder.dims={list(self.dims)} are no multiples of {group}, a group of the position convolution",
+                f"set encoder.position_groups={self.dim // math.gcd(*self.dims)}",
+            )
         self.group = group
         self.position = ConvolutionPosition(self.dim, position_kernel, position_groups)
         self.norm = LayerNorm(self.dim)
