@@ -104,3 +104,11 @@ def test_objectives_that_do_not_train_codes_are_refused() -> None:
 def test_its_operations_are_counted_on_the_meta_device(kind: type[Quantiser]) -> None:
     model, _ = connect(**parts(kind), target=Frames, objective=partial(ContrastiveBinary, num_steps=2))
     assert macs_of_audio(model, 16_000) > 0
+
+
+def test_codes_of_codes_are_refused() -> None:
+    inner = partial(
+        Quantised, partial(WaveReLU, THIN, gradient_scale=1.0), partial(KMeansCodes, num_groups=2, num_codes=6)
+    )
+    with pytest.raises(ConfigError, match="quantises them itself"):
+        Quantised(inner, partial(KMeansCodes, num_groups=2, num_codes=6))

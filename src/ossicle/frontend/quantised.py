@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ossicle.core.batch import Frames
+from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
 from ossicle.layer.quantiser import QuantiserFactory
@@ -23,6 +24,9 @@ class Quantised(Frontend):
     Args:
         frontend: Makes the frontend whose frames are quantised.
         quantiser: Builds the quantiser, from ``dim``.
+
+    Raises:
+        ConfigError: The frontend inside quantises too: its penalty would be lost.
     """
 
     quantises = True
@@ -30,6 +34,11 @@ class Quantised(Frontend):
     def __init__(self, frontend: Callable[[], Frontend], quantiser: QuantiserFactory) -> None:
         super().__init__()
         self.frontend = frontend()
+        if self.frontend.quantises:
+            raise ConfigError(
+                "the frontend whose frames are quantised quantises them itself",
+                "choose one that does not: frontend@frontend.frontend=wave_cpc",
+            )
         self.clock = self.frontend.clock
         self.dim = self.frontend.dim
         self.causal = self.frontend.causal
