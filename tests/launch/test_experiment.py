@@ -40,7 +40,7 @@ def test_a_schedule_that_counts_no_steps_of_warm_up_keeps_its_own() -> None:
 
 WITHOUT_CLASSES = {
     "gumbel": ("objective=contrastive",),
-    "frames": ("objective=contrastive_predictive", "encoder=recurrent"),
+    "frames": ("objective=contrastive_predictive", "encoder=recurrent", "frontend.norm=global"),
     "ema_teacher": ("objective=regression",),
     "online_codebook": ("objective=masked_codebooks",),
     "random_projection": ("objective=masked_prediction",),
