@@ -18,8 +18,10 @@ from ossicle.frontend.wave import Wave
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.reused_attention import ReusedAttentionStack
 from ossicle.system.build import build
-from ossicle.system.execution import Execution, compile_blocks, convert_to_float8
+from ossicle.system.execution import Execution, compile_blocks, convert_to_float8, recompute_blocks
 from ossicle.system.pretraining import Pretraining
+from tests.encoder.test_contract import NAMES as ENCODERS
+from tests.encoder.test_contract import encoder
 from tests.system.toys import toy_experiment, toy_run
 
 MIXERS = {
@@ -103,6 +105,32 @@ def test_what_cannot_be_recomputed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         build(toy_experiment(execution=execution, **(MODEL | changes)))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoders_blocks_are_made_again_to_the_same_gradients(name: str) -> None:
+    mixer = partial(Attention, num_heads=2, dropout=0.2)
+    rates = {} if name == "recurrent" else {"dropout": 0.2}
+    made: list[list[torch.Tensor | None]] = []
+    kept: list[int] = []
+    for number in (0, 3):
+        built = encoder(name, mixer, **rates).train()
+        recompute_blocks(nn.ModuleDict({"encoder": built}), min(number, built.num_layers))
+        x_BTD = torch.randn(2, 40, built.input_dim, generator=torch.Generator().manual_seed(0))
+        held: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, held: dict[int, int] = held) -> torch.Tensor:
+            held[x.data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out_BTD = built(x_BTD).last_BTD
+        out_BTD.square().sum().backward()
+        kept.append(sum(held.values()))
+        made.append([parameter.grad for parameter in built.parameters()])
+    assert kept[1] < kept[0]
+    assert all(ours is not None and torch.equal(ours, theirs) for ours, theirs in zip(*made, strict=True))
 
 
 def test_blocks_that_their_encoder_runs_itself_are_not_said_to_be_recomputed() -> None:

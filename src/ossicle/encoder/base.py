@@ -16,12 +16,14 @@ class Encoder(nn.Module, ABC):
     Attributes:
         dim: Model width (D).
         num_layers: Blocks (L).
+        layer_drop: Probability with which a block is skipped for a whole batch in training.
         drops_frames: Whether it can go on with some of the frames alone, once their positions are in them.
         causal: Whether a frame hears itself and what is before it, and nothing after.
     """
 
     dim: int
     num_layers: int
+    layer_drop: float = 0.0
     drops_frames: bool = False
     causal: bool = False
 

@@ -3,7 +3,6 @@
 import math
 from typing import final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
@@ -13,6 +12,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
+from ossicle.encoder.stack import run_blocks
 from ossicle.layer.dropout import Dropout
 from ossicle.mixer.base import MixerFactory
 
@@ -105,7 +105,5 @@ class Convolutional(Encoder):
         layers: bool = False,
     ) -> EncoderOutput:
         # what follows a row's end is never heard, so padding needs no mask
-        outputs: list[torch.Tensor] = [x_BTD]
-        for block in self.blocks:
-            outputs.append(block(outputs[-1], valid_BT))
+        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT)]
         return EncoderOutput(outputs[-1], tuple(outputs) if layers else ())

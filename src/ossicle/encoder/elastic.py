@@ -15,6 +15,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
+from ossicle.encoder.stack import run_blocks
 from ossicle.layer.convolution import ConvolutionPosition
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.norm import LayerNorm
@@ -48,6 +49,8 @@ class ElasticBlock(Block):
         dropout: Dropout of both branches.
     """
 
+    narrows = True
+
     def __init__(self, mixer: Attention, dim: int, ffn_dim: int, *, dropout: float) -> None:
         super().__init__()
         self.mixer = mixer
@@ -57,21 +60,37 @@ class ElasticBlock(Block):
         self.feed_forward_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
         self.head_dim = dim // mixer.num_heads
-        self.num_heads = mixer.num_heads
-        self.ffn_dim = ffn_dim
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        dim, inner = x_BTD.shape[-1], self.num_heads * self.head_dim
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        num_heads: int | None = None,
+        ffn_dim: int | None = None,
+    ) -> Tensor:
+        """One block on frames, (B, T, D), by its first heads and the first units of its feed-forward network.
+
+        Sizes are arguments and no attributes, which torch.compile would take for constants.
+
+        Args:
+            x_BTD: Frames of any width up to the full one.
+            valid_BT: True where a frame is real, or None where every frame is.
+            num_heads: Heads; None for all.
+            ffn_dim: Width inside the feed-forward network; None for all of it.
+        """
+        num_heads = self.mixer.num_heads if num_heads is None else num_heads
+        ffn_dim = self.expand.out_features if ffn_dim is None else ffn_dim
+        dim, inner = x_BTD.shape[-1], num_heads * self.head_dim
         mixer = self.mixer
         q_BTHK, k_BTHK, v_BTHK = (
-            corner(linear, x_BTD, inner).unflatten(-1, (self.num_heads, -1))
+            corner(linear, x_BTD, inner).unflatten(-1, (num_heads, self.head_dim))
             for linear in (mixer.query, mixer.key, mixer.value)
         )
         dropout = mixer.dropout if self.training else 0.0
         mixed = attend(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, backend=mixer.backend).flatten(2)
         x_BTD = corner_norm(self.mixer_norm, x_BTD + self.dropout(corner(mixer.out, mixed, dim)))
-        inside = functional.gelu(corner(self.expand, x_BTD, self.ffn_dim))
+        inside = functional.gelu(corner(self.expand, x_BTD, ffn_dim))
         return corner_norm(self.feed_forward_norm, x_BTD + self.dropout(corner(self.contract, inside, dim)))
 
 
@@ -194,11 +213,8 @@ class Elastic(Encoder):
             x_BTE = x_BTE.gather(1, kept_BM[..., None].expand(-1, -1, subnet.dim))
             valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
         x_BTE = self.dropout(corner_norm(self.norm, x_BTE))
-        outputs = [x_BTE]
-        for block, heads, ffn_dim in zip(self.blocks, subnet.num_heads, subnet.ffn_dims, strict=False):
-            assert isinstance(block, ElasticBlock)
-            block.num_heads, block.ffn_dim = heads, ffn_dim
-            outputs.append(block(outputs[-1], valid_BT))
+        sizes = list(zip(subnet.num_heads, subnet.ffn_dims, strict=True))
+        outputs = [x_BTE, *run_blocks(self, list(self.blocks)[: len(sizes)], x_BTE, valid_BT, sizes=sizes)]
         missing = self.num_layers + 1 - len(outputs)
         widened = [functional.pad(x, (0, self.dim - subnet.dim)) for x in outputs[0 if layers else -1 :]]
         return EncoderOutput(widened[-1], tuple(widened + [widened[-1]] * missing) if layers else ())

@@ -10,6 +10,7 @@ from ossicle.core.batch import EncoderOutput
 from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.block import Block
+from ossicle.encoder.stack import run_blocks
 from ossicle.mixer.base import MixerFactory
 
 
@@ -68,7 +69,5 @@ class Recurrent(Encoder):
         layers: bool = False,
     ) -> EncoderOutput:
         # what follows a row's end is never heard, so padding needs no mask
-        outputs = [x_BTD]
-        for block in self.blocks:
-            outputs.append(block(outputs[-1], valid_BT))
+        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT)]
         return EncoderOutput(outputs[-1], tuple(outputs) if layers else ())

@@ -1,7 +1,7 @@
 """What encoders share that run blocks one after another at one rate."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,37 +101,32 @@ class Stack(Encoder):
         return PackedOutput(packing.lengths, last_PD, tuple(outputs) if layers else ())
 
 
-class DropsLayers(Protocol):
-    """An encoder that skips blocks in training."""
-
-    training: bool
-    layer_drop: float
-
-
 def run_blocks(
-    encoder: DropsLayers,
-    blocks: Iterable[nn.Module],
+    encoder: Encoder,
+    blocks: Sequence[nn.Module] | nn.ModuleList,
     x: Tensor,
     valid_BT: Tensor | None = None,
     *,
     packing: Packing | None = None,
     place_BT: Tensor | None = None,
+    sizes: Sequence[tuple[int, ...]] | None = None,
 ) -> Iterator[Tensor]:
     """The output of each block in turn; a block that is skipped gives its input.
 
     Frames are padded rows (B, T, D), or with a packing (P, D). Where they do not stand one after another, ``place_BT``
-    says where, and mixers that ask for it are told.
+    says where, and mixers that ask for it are told. ``sizes`` has for each block what it is called with besides.
 
     What is skipped is drawn on the host from its default generator, so no device is waited for. Mixers that lend
     to later layers are handed on what they borrow.
     """
     loans: dict[Lender, tuple[Tensor, ...]] = {}
-    for block in blocks:
+    for block, size in zip(blocks, sizes or [()] * len(blocks), strict=True):
         dropped = (
             encoder.training and encoder.layer_drop > 0 and bool(torch.rand((), device="cpu") < encoder.layer_drop)
         )
         mixer = getattr(block, "mixer", None)
         call = block if packing is None else _packed(cast("Block", block), packing)
+        call = _narrowed(call, size) if size else call
         again = recomputed if encoder.training and getattr(block, "recompute", False) else _kept
         if not dropped and isinstance(mixer, Lender):
             borrowed = () if mixer.creditor is None else loans.get(mixer.creditor, ())
@@ -149,6 +144,10 @@ def _kept(call: Call) -> Call:
 
 def _packed(block: Block, packing: Packing) -> Callable[[Tensor, Tensor | None], Tensor]:
     return lambda x_PD, _: block.packed(x_PD, packing)
+
+
+def _narrowed(call: Callable[..., Tensor], size: tuple[int, ...]) -> Callable[[Tensor, Tensor | None], Tensor]:
+    return lambda x_BTD, valid_BT: call(x_BTD, valid_BT, *size)
 
 
 def check_layer_drop(layer_drop: float) -> float:
