@@ -19,7 +19,7 @@ from ossicle.launch.bench.rounds import Round
 from ossicle.launch.bench.steps import Facts, Measured, Start, StepWork, Subject, Turn, alone, take_turns
 from ossicle.launch.bench_step import check_parts
 from ossicle.launch.config import compose, groups
-from ossicle.launch.experiment import resolved
+from ossicle.launch.experiment import execution, resolved
 from ossicle.system.build import build
 from tests.launch.toy import TOY, on, ossicle, shrunk
 
@@ -114,6 +114,11 @@ def test_how_blocks_are_run_is_told_by_the_config() -> None:
     assert plain == again
     assert plain != float8
     assert float8 == pytest.approx(plain, rel=0.05)
+
+
+def test_blocks_are_compiled_for_as_many_shapes_as_the_data_has() -> None:
+    assert execution(toy("hubert_base")).num_shapes == 18
+    assert execution(toy("hubert_base", "data.num_shapes=5")).num_shapes == 5
 
 
 def test_what_cannot_be_run_so_is_refused_before_anything_starts() -> None:

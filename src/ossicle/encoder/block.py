@@ -24,10 +24,12 @@ class Block(nn.Module, ABC):
     Attributes:
         recompute: Whether training keeps nothing of the block but what goes in, and makes it again on the way back.
         drops_frames: Whether some of a row's frames may be left out: none of the others takes it for a neighbour.
+        narrows: Whether its sizes differ from call to call, so that a graph for each would be too many.
     """
 
     recompute: bool = False
     drops_frames: bool = False
+    narrows: bool = False
 
     @abstractmethod
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

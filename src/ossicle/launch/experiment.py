@@ -283,6 +283,7 @@ def execution(config: Config) -> "Execution":
         recompute_frontend=config["recompute"]["frontend"],
         float8=config["precision"] in {"float8", "float8-emulated"},
         emulate_float8=config["precision"] == "float8-emulated",
+        **({"num_shapes": shapes} if (shapes := config["data"].get("num_shapes")) else {}),
     )
 
 

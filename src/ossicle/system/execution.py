@@ -1,11 +1,12 @@
 """How blocks are run: with products in float8, made again on the way back, compiled. What they compute stays."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, cast
 
 import torch
 from torch import nn
+from torch.compiler import config as limits
 
 from ossicle.core.errors import ConfigError, MissingExtraError
 from ossicle.encoder.block import Block
@@ -15,6 +16,8 @@ FLOAT8_CAPABILITY: Final = (8, 9)
 """The first GPUs (Ada, Hopper) that multiply float8."""
 FLOAT8_MULTIPLE: Final = 16
 """What the sides of a matrix must divide by for it."""
+RUNS: Final = 4
+"""Ways in which a block meets a shape: in training or not, with a mask or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Execution:
         float8: Whether linear layers of the trained encoder's blocks multiply in float8 with a scale for each tensor
             (arXiv 2209.05433; torchao's dynamic scaling).
         emulate_float8: Whether float8 is rounded to and multiplied in a wider type: as exact as the GPU's, and slow.
+        num_shapes: Static shapes that batches come in at most, for each of which blocks are compiled.
 
     Raises:
         ConfigError: A mode is unknown, a number below zero, or a mode is given where nothing is compiled.
@@ -43,6 +47,7 @@ class Execution:
     recompute_frontend: bool = False
     float8: bool = False
     emulate_float8: bool = False
+    num_shapes: int = 32
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
@@ -74,7 +79,7 @@ class Execution:
             recompute_frontend(model)
         if self.compile:
             for each in (model, *teachers):
-                compile_blocks(each, self.backend, self.compile_mode)
+                compile_blocks(each, self.backend, self.compile_mode, num_shapes=self.num_shapes)
 
     def begin_step(self) -> None:
         """Tell CUDA graphs that what an earlier step made may be written over."""
@@ -95,13 +100,21 @@ def _blocks(model: nn.Module, wish: str) -> nn.ModuleList:
     return blocks
 
 
-def compile_blocks(model: nn.Module, backend: str, mode: str = "default") -> None:
+def compile_blocks(
+    model: nn.Module, backend: str | Callable[..., object], mode: str = "default", *, num_shapes: int = 32
+) -> None:
     """Compile each block of a model's encoder, its positions and the norms before it, in place: keys stay as they are.
+
+    Every shape has a graph of its own for each kind of block, in training and in evaluation; blocks of one kind share
+    it. Blocks whose sizes differ from call to call have a few for all sizes and shapes instead. torch counts graphs by
+    the code of a class, over all its modules, and runs whatever comes after its limit uncompiled, with a warning: the
+    limit is raised, for the whole process, to what ``num_shapes`` can need.
 
     Args:
         model: The model.
         backend: torch.compile's backend.
         mode: torch.compile's mode, for inductor.
+        num_shapes: Static shapes that batches come in at most.
 
     Raises:
         ConfigError: The encoder has no list of blocks.
@@ -113,8 +126,12 @@ def compile_blocks(model: nn.Module, backend: str, mode: str = "default") -> Non
         getattr(model, "norm", None),
     )
     parts += [part for part in single if isinstance(part, nn.Module)]
+    most = RUNS * len(parts) * num_shapes
+    limits.recompile_limit = max(limits.recompile_limit, most)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
     for part in parts:
-        part.compile(backend=backend, **({"mode": mode} if backend == "inductor" else {}))
+        dynamic = None if getattr(part, "narrows", False) else False
+        part.compile(backend=backend, dynamic=dynamic, **({"mode": mode} if backend == "inductor" else {}))
 
 
 def recompute_blocks(model: nn.Module, number: int) -> None:
