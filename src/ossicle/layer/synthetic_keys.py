@@ -44,12 +44,41 @@ def attend_places(
         ConfigError: There are more frames than places.
     """
     rows, frames = v_BTHK.shape[:2]
-    if frames > places_HLK.shape[1]:
-        raise ConfigError(
-            f"a synthesizer with mixer.max_frames={places_HLK.shape[1]} was given {frames} frames",
-            f"set mixer.max_frames={frames} or more and train it at that length, or cut the audio",
-        )
+    check_places(frames, places_HLK.shape[1])
     k_BHTK = places_HLK[:, :frames].to(q_BHTK.dtype).expand(rows, -1, -1, -1)
     real = None if valid_BT is None else valid_BT[:, None, None, :]
     v_BHTK = v_BTHK.transpose(1, 2)
     return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, real, dropout, scale=1.0).transpose(1, 2)
+
+
+def attend_scores(
+    scores_BHTS: Float[Tensor, "B H T S"],
+    v_BTHK: Float[Tensor, "B S H K"],
+    valid_BT: Bool[Tensor, "B S"] | None,
+    dropout: float,
+) -> Float[Tensor, "B T H K"]:
+    """Means of values by the softmax of scores that are written out, as no product of two vectors makes them.
+
+    Args:
+        scores_BHTS: Scores of each frame for each place.
+        v_BTHK: Values.
+        valid_BT: True where a frame is real, or None where every frame is.
+        dropout: Probability with which an attention weight is dropped; 0 outside training.
+    """
+    if valid_BT is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~valid_BT[:, None, None, :], torch.finfo(scores_BHTS.dtype).min)
+    weights_BHTS = functional.dropout(scores_BHTS.softmax(-1), dropout)
+    return (weights_BHTS.to(v_BTHK.dtype) @ v_BTHK.transpose(1, 2)).transpose(1, 2)
+
+
+def check_places(num_frames: int, max_frames: int) -> None:
+    """Refuse more frames than there are places.
+
+    Raises:
+        ConfigError: There are more frames than places.
+    """
+    if num_frames > max_frames:
+        raise ConfigError(
+            f"a synthesizer with mixer.max_frames={max_frames} was given {num_frames} frames",
+            f"set mixer.max_frames={num_frames} or more and train it at that length, or cut the audio",
+        )
