@@ -6,6 +6,7 @@ from torch import nn
 
 from ossicle.core.errors import ConfigError
 from ossicle.mixer.attention import Attention
+from tests.mixer.loops import macs, num_parameters
 
 
 def twin(mixer: Attention, dim: int) -> nn.MultiheadAttention:
@@ -56,6 +57,16 @@ def test_its_gradients_pass_gradcheck() -> None:
     mixer = noisy(Attention(4, num_heads=2)).double()
     x_BTD = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(mixer, (x_BTD,))
+
+
+def test_parameters_and_multiply_accumulates_are_those_of_the_formula() -> None:
+    dim, rows, frames = 768, 2, 100
+    with torch.device("meta"):
+        assert num_parameters(Attention(dim)) == 4 * (dim * dim + dim)
+    # four maps, scores and means; the number of heads changes nothing
+    for heads in (1, 12):
+        made = macs(lambda heads=heads: Attention(dim, heads), rows, frames, dim)
+        assert made == rows * (4 * frames * dim**2 + 2 * frames**2 * dim)
 
 
 def test_adapters_that_wrap_its_linear_maps_are_in_the_path() -> None:

@@ -107,10 +107,11 @@ def test_its_gradients_pass_gradcheck(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mean", "fast", "lite"])
-def test_its_parameters_and_products_are_those_of_the_formula(kind: str) -> None:
-    dim, heads, hidden, frames = 24, 3, 36, 50
+@pytest.mark.parametrize("window", [{}, {"chunk": 8}, {"chunk": 8, "left_chunks": 2}], ids=str)
+def test_its_parameters_and_products_are_those_of_the_formula(kind: str, window: dict[str, int]) -> None:
+    dim, heads, hidden, frames = 24, 3, 36, 50  # sums over chunks have no products
     with torch.device("meta"):
-        mixer = Summary(dim, kind=kind, num_heads=heads, hidden_dim=hidden).eval()
+        mixer = Summary(dim, kind=kind, num_heads=heads, hidden_dim=hidden, **window).eval()
         x_BTD = torch.empty(2, frames, dim)
     network_products, network_biases = 2 * dim * hidden // heads, dim + hidden
     products = {
