@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from linformer import LinformerSelfAttention
 from scipy import stats
 from torch import nn
 
@@ -36,6 +37,23 @@ def test_it_equals_the_papers_formula_with_matrices_of_the_utterances_length(fra
         mixed_THK[i, h] = shares / shares.sum() @ (f_ST @ v_THK[:, h])
     expected = mapped(mixer.out, mixed_THK.reshape(frames, DIM))[:, 0]
     np.testing.assert_allclose(array(mixer(x_TD[None]))[0], expected, atol=2e-5)  # places are in float32
+
+
+@pytest.mark.parametrize("frames", [3, 37])
+def test_it_equals_the_linformer_package_with_matrices_of_the_utterances_length(frames: int) -> None:
+    mixer = noisy(LowRankAttention(DIM, HEADS, num_segments=SEGMENTS)).double()
+    theirs = LinformerSelfAttention(DIM, frames, k=SEGMENTS, heads=HEADS).double().eval()
+    pools = ((theirs.proj_k, mixer.pool_keys), (theirs.proj_v, mixer.pool_values))
+    maps = ((theirs.to_q, mixer.query), (theirs.to_k, mixer.key), (theirs.to_v, mixer.value))
+    with torch.no_grad():
+        for matrix_TS, pooling in pools:
+            matrix_TS.copy_(torch.from_numpy(weights_of(pooling, frames).T))
+        for linear, ours in maps:
+            linear.weight.copy_(ours.weight)
+            ours.bias.zero_()  # theirs have none
+        theirs.to_out.load_state_dict(mixer.out.state_dict())
+    x_BTD = torch.randn(2, frames, DIM, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x_BTD), theirs(x_BTD), atol=2e-5, rtol=2e-5)  # places are in float32
 
 
 def test_segments_start_as_bells_side_by_side() -> None:
