@@ -41,6 +41,10 @@ COMPOSED: dict[str, tuple[str, dict[str, Any]]] = {
         "hierarchical",
         {"sampling": ConvolutionSampling, "skip": "after", "middle_residual": True, "group_norms": True},
     ),
+    **{
+        f"{name}, norms first": (name, {"norm_first": True})
+        for name in ("transformer", "squeezed", "hierarchical", "progressive")
+    },
 }
 """Encoders that experiments make of others by their arguments."""
 NAMES = [*groups()["encoder"], *COMPOSED]
