@@ -11,7 +11,8 @@ from ossicle.mixer.base import MixerFactory
 from ossicle.mixer.disentangled_attention import DisentangledAttentionStack
 from ossicle.mixer.pattern import Pattern
 from ossicle.mixer.relative_attention import RelativeAttentionStack
-from ossicle.mixer.reused_attention import ReusedAttentionStack
+from ossicle.mixer.reused_attention import ReusedAttention, ReusedAttentionStack
+from ossicle.ops.packing import Packing
 from tests.encoder.test_contract import ATTENTION, encoder
 
 ENCODERS = ["transformer", "conformer", "branchformer", "squeezed", "hierarchical", "progressive", "mr_hubert"]
@@ -43,6 +44,60 @@ def test_a_padded_row_equals_the_row_alone_and_every_parameter_learns(name: str,
     (built(x_BTD).last_BTD * torch.randn_like(padded_BTD)).sum().backward()
     silent = [key for key, p in built.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
+
+
+BORROWERS: dict[str, dict[str, object]] = {
+    **{name: {} for name in ("transformer", "conformer", "branchformer", "squeezed", "progressive")},
+    "hierarchical": {"layers_by_group": [2, 2, 2, 2, 2]},  # both of each group at one rate
+}
+
+
+def borrower(name: str) -> tuple[Encoder, list[bool]]:
+    """An encoder, and a list that it fills with whether each layer that reuses a map was lent it."""
+    built, seen = encoder(name, REUSED, **BORROWERS[name]), []
+    for mixer in built.modules():
+        if isinstance(mixer, ReusedAttention) and mixer.creditor is not None:
+            mixer.register_forward_pre_hook(lambda mixer, _: seen.append(len(mixer.borrowed) == 2))
+    return built, seen
+
+
+@pytest.mark.parametrize("name", BORROWERS)
+def test_packed_utterances_borrow_and_equal_each_alone(name: str) -> None:
+    built, borrowed = borrower(name)
+    built.eval()
+    lengths = [33, 16, 25]
+    x_PD = torch.randn(sum(lengths), built.input_dim)
+    packed = built.packed(x_PD, Packing.of(lengths))
+    assert borrowed
+    for ours_TD, x_TD in zip(packed.last_PD.split(packed.lengths), x_PD.split(lengths), strict=True):
+        torch.testing.assert_close(ours_TD, built(x_TD[None]).last_BTD[0], atol=2e-5, rtol=2e-5)
+    assert all(borrowed)
+
+
+@pytest.mark.parametrize("name", BORROWERS)
+def test_what_is_borrowed_in_bfloat16_trains_both_layers(name: str) -> None:
+    built, borrowed = borrower(name)
+    x_BTD = frames(built, 2, 33)
+    valid_BT = torch.arange(33) < torch.tensor([[33], [20]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out_BTD = built(x_BTD, valid_BT).last_BTD
+    (out_BTD.float() * torch.randn(out_BTD.shape)).sum().backward()
+    assert borrowed
+    assert all(borrowed)
+    for key, parameter in built.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", BORROWERS)
+def test_layers_borrow_on_the_meta_device(name: str) -> None:
+    with torch.device("meta"):
+        built, borrowed = borrower(name)
+        out_BTD = built(frames(built, 2, 40)).last_BTD
+    assert out_BTD.device.type == "meta"
+    assert borrowed
+    assert all(borrowed)
 
 
 @pytest.mark.parametrize(
