@@ -2,12 +2,21 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ossicle.core.errors import ConfigError
 from ossicle.encoder.elastic import Elastic, Subnet
 from ossicle.encoder.transformer import Transformer
+from ossicle.meter.flops import count_macs
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.pattern import Pattern
+from ossicle.ops.packing import Packing
+
+UNLIKE = Subnet(24, (4, 2, 3), (48, 16, 36))
+"""A subnet whose blocks differ in heads and width."""
+SUBNETS = pytest.mark.parametrize("subnet", [UNLIKE, Subnet(16, (3, 2), (24, 32)), Subnet(32, (2,), (64,))], ids=str)
+HEAD_DIM = 8
 
 
 def small() -> Elastic:
@@ -37,6 +46,95 @@ def cut_out(encoder: Elastic, dim: int, heads: int, ffn_dim: int, depth: int) ->
             mine.weight.data = whole.weight[tuple(slice(size) for size in mine.weight.shape)].clone()
             mine.bias.data = whole.bias[: len(mine.bias)].clone()
     return plain
+
+
+def by_hand(encoder: Elastic, subnet: Subnet, x_TD: Tensor, kept: list[int] | None = None) -> Tensor:
+    """A subnet on one utterance, by the first rows and columns of every weight; blocks see the kept frames alone."""
+    dim, frames = subnet.dim, len(x_TD)
+
+    def mapped(linear: nn.Linear, x: Tensor, out: int) -> Tensor:
+        return x @ linear.weight[:out, : x.shape[1]].T + linear.bias[:out]
+
+    def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        deviation = (x.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
+        return (x - x.mean(1, keepdim=True)) / deviation * norm.weight[:dim] + norm.bias[:dim]
+
+    conv = encoder.position.conv
+    weight, groups = conv.weight[:dim], dim // conv.weight.shape[1]
+    placed_DT = functional.conv1d(x_TD[:, :dim].T, weight, conv.bias[:dim], padding=4, groups=groups)[:, :frames]
+    x = x_TD[:, :dim] + functional.gelu(placed_DT).T
+    x = normed(encoder.norm, x if kept is None else x[kept])
+    for block, heads, ffn_dim in zip(encoder.blocks, subnet.num_heads, subnet.ffn_dims, strict=False):
+        q, k, v = (
+            mapped(linear, x, heads * HEAD_DIM).split(HEAD_DIM, 1)
+            for linear in (block.mixer.query, block.mixer.key, block.mixer.value)
+        )
+        mixed = [(q[h] @ k[h].T / HEAD_DIM**0.5).softmax(1) @ v[h] for h in range(heads)]
+        x = normed(block.mixer_norm, x + mapped(block.mixer.out, torch.cat(mixed, 1), dim))
+        inside = functional.gelu(mapped(block.expand, x, ffn_dim))
+        x = normed(block.feed_forward_norm, x + mapped(block.contract, inside, dim))
+    return x
+
+
+@SUBNETS
+def test_padded_and_packed_rows_equal_the_papers_sums_over_each_alone_in_float64(subnet: Subnet) -> None:
+    encoder = small().double()
+    encoder.choose(subnet)
+    lengths = [13, 5, 9]
+    x_BTD = torch.randn(3, 13, 32, dtype=torch.float64)
+    valid_BT = torch.arange(13) < torch.tensor(lengths)[:, None]
+    dirty_BTD = x_BTD.masked_fill(~valid_BT[..., None], 1e3)
+    padded_BTD = encoder(dirty_BTD, valid_BT).last_BTD
+    packed = encoder.packed(x_BTD[valid_BT], Packing.of(lengths)).last_PD.split(lengths)
+    for row, length in enumerate(lengths):
+        expected = by_hand(encoder, subnet, x_BTD[row, :length])
+        for got_TD in (padded_BTD[row, :length], packed[row], encoder(x_BTD[row : row + 1, :length]).last_BTD[0]):
+            torch.testing.assert_close(got_TD[:, : subnet.dim], expected)
+            assert (got_TD[:, subnet.dim :] == 0).all()
+
+
+@SUBNETS
+def test_of_frames_that_are_left_out_no_block_hears(subnet: Subnet) -> None:
+    encoder = small().double()
+    encoder.choose(subnet)
+    x_BTD = torch.randn(2, 13, 32, dtype=torch.float64)
+    kept = [[0, 3, 4, 11], [2, 5, 6, 12]]
+    out_BMD = encoder(x_BTD, kept_BM=torch.tensor(kept)).last_BTD
+    for row, places in enumerate(kept):
+        torch.testing.assert_close(out_BMD[row, :, : subnet.dim], by_hand(encoder, subnet, x_BTD[row], places))
+
+
+def test_every_draw_trains_in_bfloat16_and_runs_on_the_meta_device() -> None:
+    encoder = small().train()
+    with torch.device("meta"):
+        twin = small().train()
+    seen = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        seen.add(encoder.draw())
+        torch.manual_seed(seed)
+        encoder.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out_BTD = encoder(torch.randn(2, 9, 32)).last_BTD
+        assert out_BTD.isfinite().all()
+        out_BTD.float().square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
+        assert twin(torch.empty(2, 9, 32, device="meta")).last_BTD.shape == (2, 9, 32)
+    assert len(seen) > 6
+
+
+@SUBNETS
+def test_a_subnets_multiply_accumulates_are_those_of_the_formula(subnet: Subnet) -> None:
+    frames, kernel, group = 20, 8, 8
+    with torch.device("meta"):
+        encoder = small()
+        x_BTD = torch.empty(1, frames, 32)
+    encoder.choose(subnet)
+    made = (frames + 1) * subnet.dim * group * kernel  # an even kernel makes one frame more, which is cut off
+    for heads, ffn_dim in zip(subnet.num_heads, subnet.ffn_dims, strict=True):
+        wide = heads * HEAD_DIM
+        made += frames * 4 * subnet.dim * wide + 2 * frames * frames * wide + frames * 2 * subnet.dim * ffn_dim
+    assert count_macs(lambda: encoder(x_BTD)) == made
 
 
 @pytest.mark.parametrize(("dim", "heads", "ffn_dim", "depth"), [(16, 2, 24, 2), (24, 3, 48, 1), (32, 4, 64, 3)])
