@@ -1,7 +1,7 @@
 """What encoders share that run blocks one after another at one rate."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +101,15 @@ class Stack(Encoder):
         return PackedOutput(packing.lengths, last_PD, tuple(outputs) if layers else ())
 
 
+class DropsLayers(Protocol):
+    """What running blocks asks of an encoder, or of one stage of it."""
+
+    training: bool
+    layer_drop: float
+
+
 def run_blocks(
-    encoder: Encoder,
+    encoder: DropsLayers,
     blocks: Sequence[nn.Module] | nn.ModuleList,
     x: Tensor,
     valid_BT: Tensor | None = None,

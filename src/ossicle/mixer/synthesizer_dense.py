@@ -53,7 +53,6 @@ class SynthesizerDense(Mixer):
                 "give a divisor; the one nearest the root has the fewest weights, such as 40 of 2000",
             )
         self.dropout = dropout
-        self.max_frames = max_frames
         self.hidden = init_linear(nn.Linear(dim, dim))
         width = dim // num_heads
         self.places = learned_places(num_heads, max_frames if factor is None else factor, width)
@@ -76,7 +75,7 @@ class SynthesizerDense(Mixer):
     def _products(self, hidden_BHTK: Tensor, blocks_HNK: Tensor) -> Tensor:
         """What both factors make of each frame for each place, (B, H, T, T)."""
         frames, factor = hidden_BHTK.shape[2], self.places.shape[1]
-        check_places(frames, self.max_frames)
+        check_places(frames, factor * blocks_HNK.shape[1])
         within_BHTA = hidden_BHTK @ self.places.to(hidden_BHTK.dtype).mT
         between_BHTN = hidden_BHTK @ blocks_HNK[:, : -(-frames // factor)].to(hidden_BHTK.dtype).mT
         return (between_BHTN[..., None] * within_BHTA[..., None, :]).flatten(-2)[..., :frames]
