@@ -28,8 +28,6 @@ LEARNED = [name for name in NAMES if name not in {"logmel", "logmel_stacked"}]
 """Those with parameters."""
 SMOOTH = [name for name in LEARNED if name != "wave_quantised"]
 """Those whose gradients are derivatives: the gradient through a choice of codes stands for one that is zero."""
-TRACED = [name for name in NAMES if not name.startswith("logmel")]
-"""Those that compile in one graph."""
 LOCAL = 160
 """Samples by which norms over time are blind to a shift: every first stride, and log-mel's hop, divides it."""
 
@@ -161,7 +159,7 @@ def test_it_builds_and_runs_on_the_meta_device(name: str) -> None:
         assert frames.features_BTC.shape == (2, built.clock.num_frames(samples), built.dim)
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", NAMES)
 def test_with_padding_and_gradients_it_is_one_graph_a_shape_that_equals_what_is_not_compiled(name: str) -> None:
     built = frontend(name)
     torch._dynamo.reset()
