@@ -64,6 +64,7 @@ def train(built: Encoder, rows: int, frames: int, *, masked: bool = False) -> to
     return out_BTD.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixers_blocks_are_one_graph_a_kind_in_training_with_dropout_and_a_mask(name: str) -> None:
     try:
