@@ -52,6 +52,16 @@ def test_the_learned_vector_gets_the_sum_of_its_frames_gradients_and_hidden_feat
     assert features.grad[~hidden()].any(-1).all()
 
 
+def test_noise_leaves_hidden_features_without_gradient_and_the_others_with_theirs() -> None:
+    model, mask = Embedder(), NoiseMask(7, 5, std=0.1)
+    features = torch.randn(2, 10, 5, requires_grad=True)
+    weight = torch.randn(2, 10, 7)
+    (apply(mask, model, features) * weight).sum().backward()
+    assert features.grad is not None
+    assert not features.grad[hidden()].any()
+    torch.testing.assert_close(features.grad[~hidden()], (weight @ model.project.weight)[~hidden()])
+
+
 def test_the_learned_vector_starts_uniform() -> None:
     torch.manual_seed(0)
     vector = EmbeddingMask(4000, 5).vector_D.detach()

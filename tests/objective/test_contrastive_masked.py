@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
 from ossicle.layer.mask import EmbeddingMask, NoiseMask
 from ossicle.objective.contrastive_masked import ContrastiveMasked
 from ossicle.ops.masking import masked_flags
 from ossicle.target.gumbel import GumbelQuantiser
-from tests.objective.teaching import FRAMES, small_batch, small_model, without_gradient
+from tests.objective.teaching import DIM, FRAMES, small_batch, small_model, without_gradient
 
 MASKED = torch.tensor([[2, 3, 4, 11, 20], [0, 1, 7, 8, 29]])
 
@@ -83,6 +84,18 @@ def test_the_contrastive_loss_trains_the_layers_up_to_its_own() -> None:
     assert not without_gradient(model.encoder.blocks[1])
     assert all(p.grad is None or not p.grad.any() for p in model.encoder.blocks[2].parameters())
     assert not {name for name in without_gradient(objective) if name.startswith("target.")}
+
+
+def test_frames_that_are_not_masked_get_no_gradient_in_either_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    objective = make(model)
+    last, *layers = (torch.randn(2, FRAMES, DIM, requires_grad=True) for _ in range(5))
+    monkeypatch.setattr(model, "encode", lambda *_, **__: EncoderOutput(last, tuple(layers)))
+    objective.compare(model, small_batch(), MASKED, negatives(), seed=0, step=0).loss_sum.backward()
+    assert [n for n, layer in enumerate(layers) if layer.grad is not None] == [2]
+    for heard in (last, layers[2]):
+        assert heard.grad is not None
+        assert torch.equal(heard.grad.any(-1), masked_flags(MASKED, FRAMES))
 
 
 def test_two_halves_of_a_batch_add_up_to_the_whole_but_for_the_shared_diversity() -> None:

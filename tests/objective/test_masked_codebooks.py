@@ -84,6 +84,25 @@ def test_the_target_gets_no_gradient_and_all_else_is_trained(kind: type[MaskedCo
 
 
 @KINDS
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.5])
+def test_frames_of_weight_zero_get_no_gradient(
+    kind: type[MaskedCodebooks], unmasked_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    objective = make(kind, model, unmasked_weight=unmasked_weight)
+    last, *layers = (torch.randn(2, FRAMES, 16, requires_grad=True) for _ in range(5))
+    monkeypatch.setattr(model, "encode", lambda *_, **__: EncoderOutput(last, tuple(layers)))  # frames do not meet
+    objective.predict(model, small_batch(), MASKED, seed=0).loss_sum.backward()
+    flags = masked_flags(MASKED, FRAMES)
+    expected = torch.ones_like(flags) if unmasked_weight else flags
+    below = [layers[-2]] if kind is LayerwiseCodebooks else []
+    for heard in (last, *below):
+        assert heard.grad is not None
+        assert torch.equal(heard.grad.any(-1), expected)
+    assert sum(layer.grad is not None for layer in layers) == len(below)
+
+
+@KINDS
 @pytest.mark.parametrize("encoder", [Transformer, Squeezed, Hierarchical])
 def test_all_of_an_encoder_is_trained_where_norms_stand_first_or_the_rate_is_lower(
     kind: type[MaskedCodebooks], encoder: type[Encoder]
