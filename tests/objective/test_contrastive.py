@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ossicle.core.batch import Batch, EncoderOutput, Frames
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import DataError
 from ossicle.layer.mask import EmbeddingMask, NoiseMask
+from ossicle.layer.projection import MLPProjection
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.contrastive import Contrastive
 from ossicle.ops.masking import mask_indices, masked_flags
@@ -159,6 +161,20 @@ def test_total_is_contrastive_plus_weighted_diversity_and_penalty(model: SpeechE
     assert values["objective/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_frames_that_are_not_masked_get_no_gradient_from_what_is_compared(
+    model: SpeechEncoder, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, last = make(model, penalty_weight=0.0), torch.randn(4, 49, 16, requires_grad=True)
+    monkeypatch.setattr(model, "encode", lambda *_, **__: EncoderOutput(last))
+    frames = torch.randn(4, 49, 12, requires_grad=True)
+    monkeypatch.setattr(model, "normalise", lambda _: frames)
+    masked, negatives = draw(4, 49)
+    objective.compare(model, make_batch(), masked, negatives, seed=0, step=0).loss_sum.backward()
+    for reached in (last.grad, frames.grad):  # contexts, and what is quantised
+        assert reached is not None
+        assert torch.equal(reached.any(-1), masked_flags(masked, 49))
+
+
 def test_count_is_every_masked_frame_of_the_batch(model: SpeechEncoder, make_batch: BatchMaker) -> None:
     output = make(model)(model, make_batch(4, 49), seed=0, step=0)
     assert float(output.count) == 4 * round(49 * (1 - 0.935**10))
@@ -181,12 +197,89 @@ def test_two_halves_of_a_batch_add_up_to_the_whole_but_for_diversity(
         assert added == pytest.approx(whole.logs[name].read(name), rel=1e-5, abs=1e-6)
 
 
+def test_with_the_papers_diversity_weight_micro_batches_add_up_but_for_a_diversity_of_each_ones_own(
+    model: SpeechEncoder, make_batch: BatchMaker, part: Part
+) -> None:
+    objective, batch = make(model, diversity_weight=0.1, penalty_weight=0.0).eval(), make_batch()
+    masked, negatives = draw(4, 49)
+
+    def micro(rows: slice) -> tuple[Tensor, Tensor, float]:
+        """Loss sum, contrastive sum, and the diversity by equation 4 of what these rows alone have."""
+        mine = part(batch, rows)
+        output = objective.compare(model, mine, masked[rows], negatives[rows], seed=0, step=0)
+        frames = model.normalise(model.local(mine.waveform_BS).features_BTC)[masked_flags(masked[rows], 49)]
+        best = objective.target.logits(frames).view(-1, 2, 6).argmax(-1)  # without noise: what evaluation counts
+        shares = functional.one_hot(best, 6).double().mean(0)
+        unused = 1 - float((-torch.special.xlogy(shares, shares).sum(-1)).exp().sum()) / 12
+        contrastive = output.logs["objective/contrastive"].read("x")["x"] * output.count
+        torch.testing.assert_close(output.loss_sum, contrastive + output.count * 0.1 * unused, rtol=1e-5, atol=1e-4)
+        return output.loss_sum, contrastive, unused
+
+    (whole, whole_contrastive, unused), *halves = (micro(rows) for rows in (slice(4), slice(2), slice(2, 4)))
+    torch.testing.assert_close(halves[0][1] + halves[1][1], whole_contrastive, rtol=1e-5, atol=1e-4)
+    half = masked[:2].numel()
+    surplus = half * 0.1 * sum(own - unused for _, _, own in halves)
+    assert abs(surplus) > 1e-3  # so it is not the whole batch's diversity that accumulates
+    assert float((halves[0][0] + halves[1][0] - whole).detach()) == pytest.approx(surplus, rel=0.02)
+
+
 def test_position_seed_and_step_determine_the_loss(model: SpeechEncoder, make_batch: BatchMaker) -> None:
     objective = make(model)
     first = objective(model, make_batch(position=3), seed=0, step=5).loss_sum
     assert torch.equal(first, objective(model, make_batch(position=3), seed=0, step=5).loss_sum)
     assert not torch.equal(first, objective(model, make_batch(position=4), seed=0, step=5).loss_sum)
     assert not torch.equal(first, objective(model, make_batch(position=3), seed=1, step=5).loss_sum)
+
+
+def projected_by_hand(project: MLPProjection, frame: Tensor) -> Tensor:
+    """Linear map, norm by the running moments, ReLU, linear map, channel by channel."""
+    out = project.leave.bias.double()
+    for channel, weight in enumerate(project.enter.weight.double()):
+        scale = (project.norm.running_var[channel].double() + project.norm.eps).sqrt()
+        normed = (weight @ frame - project.norm.running_mean[channel].double()) / scale
+        value = normed * project.norm.weight[channel] + project.norm.bias[channel]
+        if value > 0:
+            out = out + project.leave.weight[:, channel].double() * value
+    return out
+
+
+def test_behind_sews_projections_the_loss_is_the_formula_by_a_loop_in_float64(
+    model: SpeechEncoder, make_batch: BatchMaker
+) -> None:
+    objective, batch = (
+        make(model, projection=partial(MLPProjection, hidden_dim=7), penalty_weight=0.0),
+        make_batch(2, 20),
+    )
+    projections = objective.project_context, objective.project_quantised
+    with torch.no_grad():
+        for project in projections:
+            project.leave.bias.normal_(std=0.3)
+            norm = project.norm
+            norm.running_mean.normal_(std=0.3)
+            for scale in (norm.running_var, norm.weight):
+                scale.uniform_(0.5, 2.0)
+            norm.bias.normal_(std=0.3)
+    objective.eval()
+    masked, negatives = draw(2, 20)
+    output = objective.compare(model, batch, masked, negatives, seed=0, step=0)
+
+    normalised, flags = model.normalise(model.local(batch.waveform_BS).features_BTC), masked_flags(masked, 20)
+    quantised = objective.target(normalised[flags].view(*masked.shape, -1), seed=0, position=3, step=0)
+    x = model.embed(normalised).clone()
+    x[flags] = objective.mask.vector_D
+    encoded = model.encode(x).last_BTD
+    total = torch.zeros((), dtype=torch.float64)
+    for row, frames in enumerate(masked.tolist()):
+        wanted = [projected_by_hand(projections[1], frame) for frame in quantised.vectors_BMD[row].double()]
+        for place, frame in enumerate(frames):
+            context = projected_by_hand(projections[0], encoded[row, frame].double())
+            codes = quantised.codes_BMG[row]
+            others = [n for n in negatives[row, place].tolist() if (codes[n] != codes[place]).any()]
+            pairs = [context @ wanted[n] / context.norm() / wanted[n].norm() / 0.1 for n in (place, *others)]
+            total = total + torch.stack(pairs).exp().sum().log() - pairs[0]
+    diversity = output.logs["objective/diversity"].read("x")["x"]
+    expected = total + masked.numel() * 0.1 * diversity
+    torch.testing.assert_close(output.loss_sum.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_every_parameter_is_trained(model: SpeechEncoder, make_batch: BatchMaker) -> None:
