@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,11 +11,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typing_extensions import override
 
-from ossicle.core.batch import Batch, EncoderOutput
+from ossicle.core.batch import Batch, EncoderOutput, Frames
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.layer.heads import CosineHead, LinearHead
-from ossicle.layer.mask import EmbeddingMask, NoiseMask
+from ossicle.layer.mask import EmbeddingMask, Mask, NoiseMask
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.masked_prediction import MaskedPrediction
 from ossicle.ops.masking import masked_flags
@@ -107,6 +108,45 @@ def test_loss_equals_huberts_formula_computed_by_hand(
     torch.testing.assert_close(output.loss_sum.double(), expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("std", [0.1, 0.0], ids=["best_rq", "melhubert"])
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.3])
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_plain_cross_entropy_behind_noise_equals_the_formula_by_a_loop_in_float64(
+    model: SpeechEncoder, make_batch: BatchMaker, std: float, unmasked_weight: float, temperature: float
+) -> None:
+    model = copy.deepcopy(model).double()
+    objective = make(
+        model, head=partial(LinearHead, temperature=temperature), mask=partial(NoiseMask, std=std), penalty_weight=0.0,
+        unmasked_weight=unmasked_weight,
+    ).double()  # fmt: skip
+    batch, masked = make_batch(2, 15, classes=7), draw(2, 15, 6)
+    batch = replace(batch, waveform_BS=batch.waveform_BS.double())
+    flags, labels = masked_flags(masked, 15), batch.labels_BT
+    heard: list[Tensor] = []
+    embed = model.embed
+    model.embed = lambda x: heard.append(x) or embed(x)  # type: ignore[method-assign]
+    output = objective.predict(model, batch, masked, seed=0)
+
+    features = model.normalise(model.local(batch.waveform_BS).features_BTC)
+    assert torch.equal(heard[0][~flags], features[~flags])
+    assert float(heard[0][flags].std()) == pytest.approx(std, rel=0.2)
+    features[flags] = heard[0][flags]  # the noise itself is the mask's matter
+    encoded = model.encode(embed(features)).last_BTD
+    head, expected = objective.head, torch.zeros((), dtype=torch.float64)
+    assert isinstance(head, LinearHead)
+    assert labels is not None
+    for row in range(2):
+        for frame in range(15):
+            scores = [
+                (w @ encoded[row, frame] + b) / temperature for w, b in zip(*head.project.parameters(), strict=True)
+            ]
+            exponentials = torch.stack(scores).exp()
+            nll = -(exponentials[labels[row, frame]] / exponentials.sum()).log()
+            expected = expected + nll * (1.0 if flags[row, frame] else unmasked_weight)
+    assert float(output.count) == (30 if unmasked_weight else 12)
+    torch.testing.assert_close(output.loss_sum.double(), expected, atol=1e-4, rtol=1e-5)
+
+
 def test_count_is_every_masked_frame_of_the_batch(model: SpeechEncoder, make_batch: BatchMaker) -> None:
     output = make(model)(model, make_batch(4, 49, classes=7), seed=0, step=0)
     assert float(output.count) == 4 * round(49 * (1 - 0.92**10))
@@ -166,6 +206,20 @@ def test_frames_of_weight_zero_get_no_gradient(
     reached = objective.mask.embedded.grad.abs().sum(-1) > 0
     expected = masked_flags(masked, 49)
     assert torch.equal(reached, torch.ones_like(expected) if unmasked_weight else expected)
+
+
+@pytest.mark.parametrize("mask", [EmbeddingMask, NoiseMask])
+def test_masked_frames_of_the_frontend_get_no_gradient_though_frames_meet_behind_it(
+    model: SpeechEncoder, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch, mask: type[Mask]
+) -> None:
+    objective = make(model, mask=mask, penalty_weight=0.0)
+    features = torch.randn(4, 49, 12, requires_grad=True)
+    monkeypatch.setattr(model, "local", lambda *_: Frames(features))
+    monkeypatch.setattr(model, "encode", lambda x, **_: EncoderOutput(x + x.mean(1, keepdim=True)))
+    masked = draw(4, 49, 20)
+    objective.predict(model, make_batch(classes=7), masked, seed=0).loss_sum.backward()
+    assert features.grad is not None
+    assert torch.equal(features.grad.any(-1), ~masked_flags(masked, 49))
 
 
 def test_masked_frames_say_nothing_of_what_was_there(model: SpeechEncoder, make_batch: BatchMaker) -> None:
