@@ -5,12 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 from torchaudio.compliance.kaldi import fbank
 
 from ossicle.core.batch import Batch
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
 from ossicle.target.random_projection import RandomProjection, nearest_code, random_tables
+from tests.lazy import forget_lazy_modules
 
 WAVE = FrameClock().then(400, 320)
 MEL = FrameClock().then(400, 160).then(2, 2)
@@ -39,6 +41,25 @@ def test_codes_have_the_least_distance_between_unit_vectors(frames: int, dim: in
     distances = (unit.unsqueeze(2) - codebook.double()).norm(dim=-1)
     chosen = distances.gather(2, ours.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(chosen, distances.min(-1).values, atol=1e-5, rtol=0)
+
+
+@given(samples=st.integers(400, 16_000), seed=st.integers(0, 2**32))
+@settings(max_examples=10, deadline=None)
+def test_codes_equal_speechbrains_quantiser_with_the_same_tables_on_the_same_frames(samples: int, seed: int) -> None:
+    quantisers = pytest.importorskip(
+        "speechbrain.nnet.quantisers", reason="speechbrain, which this target is held to, is not installed"
+    )
+    forget_lazy_modules()
+    target, waveform = RandomProjection(WAVE, 512, num_classes=300, seed=seed), sound(3, samples, seed)
+    theirs = quantisers.RandomProjectionQuantizer(160, 16, 300)
+    theirs.load_state_dict({"P": target.projection_CK, "CB": target.codebook_VK})
+    frames = target.frames(waveform).double()
+    expected = theirs.double()(frames)
+    assert torch.equal(nearest_code(frames, theirs.P, theirs.CB), expected)
+    nearest = (functional.normalize(frames @ theirs.P, dim=-1) @ theirs.CB.t()).topk(2).values
+    clear = nearest[..., 0] - nearest[..., 1] > 1e-5  # where no rounding of float32 can choose otherwise
+    assert float(clear.float().mean()) > 0.9
+    assert torch.equal(target(batch_of(waveform), WAVE)[clear], expected[clear])
 
 
 def test_frames_of_a_mel_clock_are_kaldis_normalised_and_stacked() -> None:
