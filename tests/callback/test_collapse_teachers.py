@@ -107,6 +107,14 @@ def torch_adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
         pytest.param(
             nothing, partial(TEACHER, momentum=Linear(0.0, 0.0)), REGRESSION, "student itself", id="teacher-is-student"
         ),
+        pytest.param(
+            nothing, partial(CODEBOOK, momentum=Linear(0.0, 0.0)), CODES, "student itself", id="dinosr-is-student"
+        ),
+        pytest.param(
+            nothing, partial(TEACHER, momentum=Linear(0.0, 0.0)), SPIRAL, "student itself", id="spiral-is-student"
+        ),
+        pytest.param(turned_away, CODEBOOK, CODES, "left its teacher behind", id="dinosr-behind"),
+        pytest.param(turned_away, TEACHER, SPIRAL, "left its teacher behind", id="spiral-behind"),
     ],
 )
 def test_a_model_that_is_made_to_collapse_is_stopped_with_the_sign_that_fits(
