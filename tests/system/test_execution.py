@@ -162,6 +162,7 @@ def test_compiling_what_has_no_blocks_is_refused() -> None:
         compile_blocks(nn.Linear(2, 2), "eager")
 
 
+@pytest.mark.slow
 def test_a_mode_of_cuda_graphs_trains_on_a_cpu_too_where_there_are_none(tmp_path: Path) -> None:
     # Inductor leaves graphs out on a CPU: that the mode is told, and that each step begins anew, is what can be seen.
     still: dict[str, Any] = {"encoder": partial(MODEL["encoder"], dropout=0.0, layer_drop=0.0, num_layers=1)}

@@ -10,7 +10,7 @@ import torch
 
 from tests.system.worlds import CASES
 
-MOMENTS = ("running_mean", "running_var")
+MOMENTS = ("running_mean", "running_var", "num_batches_tracked")
 """Of batch norms, such as those of SEW's projections: ranks have the mean of theirs, and one process those of its
 micro-batches one after another, which is not the same."""
 
