@@ -159,6 +159,7 @@ def test_it_builds_and_runs_on_the_meta_device(name: str) -> None:
         assert frames.features_BTC.shape == (2, built.clock.num_frames(samples), built.dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_with_padding_and_gradients_it_is_one_graph_a_shape_that_equals_what_is_not_compiled(name: str) -> None:
     built = frontend(name)

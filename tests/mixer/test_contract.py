@@ -174,6 +174,7 @@ def test_it_is_one_graph_and_compiles_once_a_shape(name: str) -> None:
     assert counter.frame_count == len(set(shapes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_with_padding_dropout_and_gradients_it_is_one_graph_that_equals_what_is_not_compiled(
     name: str, monkeypatch: pytest.MonkeyPatch

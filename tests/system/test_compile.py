@@ -25,11 +25,12 @@ from ossicle.system.execution import compile_blocks
 from tests.encoder.test_contract import NAMES as ENCODERS
 from tests.encoder.test_contract import encoder
 from tests.mixer.test_contract import DIM, factory
-from tests.mixer.test_contract import NAMES as MIXERS
 
 KINDS = {"alibi_attention": 2, "disentangled_attention": 2, "relative_attention": 2, "reused_attention": 2}
 """Kinds of layers where one lends and the others borrow; all others are of one kind."""
 SHAPES = [(3, 20), (2, 30), (4, 16)]
+MIXERS = ("attention", "convolution", "hyena", *KINDS)
+"""One of each kind of graphs: that each mixer by itself is one graph, its contract tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,7 @@ def test_a_mixers_blocks_are_one_graph_a_kind_in_training_with_dropout_and_a_mas
         assert not torch.equal(built(x_BTD, valid_BT).last_BTD, built(x_BTD, valid_BT).last_BTD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoders_blocks_compile_once_a_shape_in_training_with_dropout_and_masks(name: str) -> None:
     mixer = partial(Attention, num_heads=2, dropout=0.2)
