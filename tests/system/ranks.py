@@ -6,6 +6,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -124,6 +125,20 @@ def fork(folder: Path, name: str, job: Callable[[], dict[str, object]], world: i
 def wait(children: list[int]) -> None:
     for child in children:
         os.waitpid(child, 0)
+
+
+def leave(script: Path, folder: Path, *, timeout_s: float) -> None:
+    """Run a script of trainings, which leaves what it finds in a folder, in a process that may be forked."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def main(folder: Path) -> None:

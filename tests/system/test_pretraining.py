@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from ossicle.optim.adamw import adamw
 from ossicle.optim.schedules import Polynomial
 from ossicle.system.build import build
 from ossicle.system.pretraining import Pretraining
+from tests.system.ranks import leave
 from tests.system.toys import ToyData, toy_experiment, toy_run
 
 
@@ -29,17 +27,7 @@ from tests.system.toys import ToyData, toy_experiment, toy_run
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings on one, two and four gloo processes, one killed and resumed, one preempted."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    leave(Path(__file__).with_name("ranks.py"), folder, timeout_s=300)
     return folder
 
 

@@ -1,13 +1,11 @@
 """What every small experiment makes of the same batches is the same, whoever takes them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.system.ranks import leave
 from tests.system.worlds import CASES
 
 MOMENTS = ("running_mean", "running_var", "num_batches_tracked")
@@ -19,17 +17,7 @@ micro-batches one after another, which is not the same."""
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every experiment after three steps of two batches: accumulated by one process, and shared by two over gloo."""
     folder = tmp_path_factory.mktemp("worlds")
-    script = Path(__file__).with_name("worlds.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    leave(Path(__file__).with_name("worlds.py"), folder, timeout_s=540)
     return folder
 
 

@@ -29,10 +29,26 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The multiplier of the update that follows ``step`` updates."""
 
-    def _check_warmup(self, warmup_steps: int) -> None:
-        if not 0 <= warmup_steps < self.max_steps:
+
+@dataclass(frozen=True)
+class Warmed(Schedule):
+    """A schedule that rises to its peak in a number of steps.
+
+    Args:
+        max_steps: Optimiser steps of the whole run.
+        warmup_steps: Steps to the peak.
+
+    Raises:
+        ConfigError: The warm-up is as long as the run.
+    """
+
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a warm-up that does not end."""
+        if not 0 <= self.warmup_steps < self.max_steps:
             raise ConfigError(
-                f"schedule.warmup_steps={warmup_steps} does not lie in [0, max_steps={self.max_steps})",
+                f"schedule.warmup_steps={self.warmup_steps} does not lie in [0, max_steps={self.max_steps})",
                 "warm up for fewer steps than the run takes",
             )
 
@@ -82,7 +98,7 @@ class TriStage(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Polynomial(Schedule):
+class Polynomial(Warmed):
     """Linear warm-up, then a polynomial decay to ``end`` (wav2vec 2.0 and HuBERT: power 1, arXiv 2106.07447, IV-C).
 
     Args:
@@ -95,13 +111,8 @@ class Polynomial(Schedule):
         ConfigError: The warm-up is as long as the run.
     """
 
-    warmup_steps: int = 0
     power: float = 1.0
     end: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse a warm-up that does not end."""
-        self._check_warmup(self.warmup_steps)
 
     @override
     def __call__(self, step: int) -> float:
@@ -113,7 +124,7 @@ class Polynomial(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Warmed):
     """Linear warm-up, then half a cosine down to ``end`` (arXiv 1608.03983, equation 5, without restarts).
 
     Args:
@@ -125,12 +136,7 @@ class Cosine(Schedule):
         ConfigError: The warm-up is as long as the run.
     """
 
-    warmup_steps: int = 0
     end: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse a warm-up that does not end."""
-        self._check_warmup(self.warmup_steps)
 
     @override
     def __call__(self, step: int) -> float:
@@ -142,7 +148,7 @@ class Cosine(Schedule):
 
 @final
 @dataclass(frozen=True)
-class OneCycle(Schedule):
+class OneCycle(Warmed):
     """Half a cosine up, half a cosine down to 0 (arXiv 1708.07120, with the cosines of torch's ``OneCycleLR``).
 
     Args:
@@ -152,12 +158,6 @@ class OneCycle(Schedule):
     Raises:
         ConfigError: The warm-up is as long as the run.
     """
-
-    warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse a warm-up that does not end."""
-        self._check_warmup(self.warmup_steps)
 
     @override
     def __call__(self, step: int) -> float:
@@ -169,7 +169,7 @@ class OneCycle(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Noam(Schedule):
+class Noam(Warmed):
     """Linear warm-up, then the inverse square root of the step (arXiv 1706.03762, section 5.3), 1 where warm-up ends.
 
     The original scales by the model width; here the peak is the optimiser's learning rate.
@@ -185,8 +185,8 @@ class Noam(Schedule):
     warmup_steps: int = 25_000
 
     def __post_init__(self) -> None:
-        """Refuse a curve without a peak."""
-        self._check_warmup(self.warmup_steps)
+        """Refuse a curve without a peak, and a warm-up that does not end."""
+        super().__post_init__()
         if self.warmup_steps < 1:
             raise ConfigError(
                 "schedule.warmup_steps=0 leaves Noam's curve without a peak", "set schedule.warmup_steps >= 1"
