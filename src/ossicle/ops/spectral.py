@@ -1,5 +1,7 @@
 """Log-mel and MFCC features as Kaldi computes them, framed without padding and with an exact clock."""
 
+import functools
+import logging
 import math
 
 import torch
@@ -10,9 +12,10 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int
 from ossicle.ops.filterbank import cosine_transform, mel_filters, povey_window
 from ossicle.ops.framing import slice_frames
+from ossicle.ops.mel_cpu import CODE, PREEMPHASIS, mel_energies
 from ossicle.ops.precision import without_autocast
 
-PREEMPHASIS = 0.97
+_logger = logging.getLogger(__name__)
 LIFTER = 22.0
 DELTA_REACH = 2
 
@@ -59,18 +62,50 @@ def log_mel(
         ConfigError: If window or hop is no whole number of samples.
     """
     clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
-    device = waveform_BS.device
+    size, device = _fft_size(clock.kernel_samples), str(waveform_BS.device)
+    window_K = povey_window(clock.kernel_samples, device)
+    filters_FC = mel_filters(num_mels, size, rate_hz, low_hz=low_hz, high_hz=high_hz, device=device)
     # Powers span ten decades: bf16 products would cost the quiet bands their detail.
     with without_autocast(waveform_BS):
-        frames = slice_frames(waveform_BS.float(), clock.kernel_samples, clock.stride_samples)
-        frames = frames - frames.mean(-1, keepdim=True)
-        previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-        window = povey_window(clock.kernel_samples, str(device))
-        power = power_spectrum((frames - PREEMPHASIS * previous) * window)
-        filters = mel_filters(
-            num_mels, _fft_size(clock.kernel_samples), rate_hz, low_hz=low_hz, high_hz=high_hz, device=str(device)
-        )
-        return (power @ filters).clamp(min=torch.finfo(torch.float32).eps).log()
+        energies = mel_energies if _native(waveform_BS) else mel_energies_reference
+        energies_BTC = energies(waveform_BS.float(), window_K, filters_FC, clock.stride_samples)
+        return energies_BTC.clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def mel_energies_reference(
+    waveform_BS: Float[Tensor, "B S"],
+    window_K: Float[Tensor, " kernel"],
+    filters_FC: Float[Tensor, "bins C"],
+    stride: int,
+) -> Float[Tensor, "B T C"]:
+    """:func:`~ossicle.ops.mel_cpu.mel_energies` in plain torch, on every device and with gradients."""
+    frames = slice_frames(waveform_BS, len(window_K), stride)
+    frames = frames - frames.mean(-1, keepdim=True)
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+    return power_spectrum((frames - PREEMPHASIS * previous) * window_K) @ filters_FC
+
+
+def _native(waveform_BS: Tensor) -> bool:
+    """Whether own C++ serves a waveform: one of a CPU that nothing is differentiated by."""
+    differentiated = torch.is_grad_enabled() and waveform_BS.requires_grad
+    return (
+        type(waveform_BS) is Tensor and waveform_BS.device.type == "cpu" and not differentiated and _refusal() is None
+    )
+
+
+@torch.compiler.assume_constant_result
+def _refusal() -> str | None:
+    """Why own C++ does not serve here, or None."""
+    return _told()
+
+
+@functools.cache
+def _told() -> str | None:
+    """The same, logged when it is first asked."""
+    reason = CODE.refusal
+    if reason is not None:
+        _logger.warning("mel bands are torch's products: the C++ of a CPU %s", reason)
+    return reason
 
 
 def power_spectrum(frames_BTK: Float[Tensor, "*batch kernel"]) -> Float[Tensor, "*batch bins"]:
