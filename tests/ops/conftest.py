@@ -3,8 +3,8 @@ from collections.abc import Iterator
 import pytest
 
 from ossicle.ops import (
-    dropout,
     dropout_cpu,
+    mel_cpu,
     native,
     recurrence,
     recurrence_cpu,
@@ -17,7 +17,7 @@ from ossicle.ops import (
 @pytest.fixture
 def chosen_anew() -> Iterator[None]:
     """Kernels are chosen anew in the test, and again after it."""
-    caches = (recurrence._kernel, selective_scan._kernel, dropout._refusal)
+    caches = (recurrence._kernel, selective_scan._kernel)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -29,6 +29,6 @@ def chosen_anew() -> Iterator[None]:
 def without_compiler(chosen_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no C++ compiler, and nothing that one has built before."""
     assert chosen_anew is None
-    for module in (dropout_cpu, recurrence_cpu, selective_scan_cpu, softmax_cpu):
+    for module in (dropout_cpu, mel_cpu, recurrence_cpu, selective_scan_cpu, softmax_cpu):
         monkeypatch.setattr(module, "CODE", native.Source(module.CODE.file, module.CODE.declare))
     monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))

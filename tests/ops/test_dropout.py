@@ -1,5 +1,6 @@
 import ctypes
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from ossicle.layer.dropout import Dropout
 from ossicle.ops import dropout_cpu
-from ossicle.ops.dropout import dropout
+from ossicle.ops.dropout import _compiled, dropout
 from ossicle.ops.dropout_hash import draw_seed, draw_seeds, keep_mask, keep_places
 from ossicle.ops.native import build
 
@@ -37,6 +38,20 @@ def test_float32_and_bfloat16_on_a_cpu_are_served_natively_and_nothing_else_is()
         out = dropout(torch.randn(4, dtype=getattr(torch, dtype), requires_grad=True), 0.5)
         assert type(out.grad_fn).__name__.startswith(name)
     assert dropout(torch.empty(3, device="meta"), 0.5).is_meta
+
+
+@native
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_a_compiled_graph_drops_natively_what_the_hash_says_there_and_back(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    torch.library.opcheck(dropout_cpu.compiled, (x, torch.tensor(-7), 0.3))
+    found = torch.compile(lambda x: dropout_cpu.compiled(x.mT, torch.tensor(-7), 0.3), fullgraph=True)(x)
+    kept = keep_mask(torch.tensor(-7), 4 * 32, 6, 0.3).view(4, 32, 6)
+    torch.testing.assert_close(found.double(), x.mT.detach().double() * kept / 0.7, atol=0, rtol=tolerance)
+    (back,) = torch.autograd.grad(found, x, torch.ones_like(found))
+    torch.testing.assert_close(back.double(), kept.mT.double() / 0.7, atol=0, rtol=tolerance)
 
 
 def test_what_is_not_contiguous_is_taken_as_it_lies() -> None:
@@ -78,9 +93,12 @@ def test_what_is_kept_does_not_tell_what_else_is() -> None:
     assert one.double().mean().item() == pytest.approx(dropout, abs=5 * (dropout / places) ** 0.5)
 
 
-def test_a_compiled_graph_draws_at_every_place_anew_and_drops_on_the_way_back_what_it_dropped() -> None:
+@pytest.mark.parametrize("drop", [dropout, _compiled])  # the second is what a GPU has, or who has no compiler of C++
+def test_a_compiled_graph_draws_at_every_place_anew_and_drops_on_the_way_back_what_it_dropped(
+    drop: Callable[[torch.Tensor, float], torch.Tensor],
+) -> None:
     def twice(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return dropout(x, 0.5), dropout(x, 0.5)
+        return drop(x, 0.5), drop(x, 0.5)
 
     call = torch.compile(twice, fullgraph=True)
     x = torch.rand(64, 96, generator=torch.Generator().manual_seed(0)).add_(1).requires_grad_()

@@ -1,16 +1,11 @@
 """Dropout, by the fastest way that a device has."""
 
-import functools
-import logging
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ossicle.ops import dropout_cpu
 from ossicle.ops.dropout_hash import PLACES, draw_seed, draw_seeds, keep_places
-
-_logger = logging.getLogger(__name__)
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
@@ -23,7 +18,8 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     if not probability:
         return x
     if _native(x):
-        return dropout_cpu.Dropout.apply(x, draw_seed(), probability)
+        drop = dropout_cpu.compiled if torch.compiler.is_compiling() else dropout_cpu.Dropout.apply
+        return drop(x, draw_seed(), probability)
     if torch.compiler.is_compiling() and x.numel() < PLACES:
         return _compiled(x, probability)
     return functional.dropout(x, probability)
@@ -39,15 +35,12 @@ def _compiled(x: Tensor, probability: float) -> Tensor:
 
 
 def _native(x: Tensor) -> bool:
-    """Whether own C++ serves a tensor: one of a CPU, in float32 or bfloat16, outside of a compiled graph."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return plain and x.ndim > 0 and x.dtype in dropout_cpu.SUFFIXES and _refusal() is None
+    """Whether own C++ serves a tensor: one of a CPU, in float32 or bfloat16."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.ndim > 0
+    return plain and x.dtype in dropout_cpu.SUFFIXES and _refusal() is None
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _refusal() -> str | None:
-    """Why own C++ does not serve here, or None; logged when it is first asked."""
-    reason = dropout_cpu.CODE.refusal
-    if reason is not None:
-        _logger.warning("dropout is torch's own: the C++ of a CPU %s", reason)
-    return reason
+    """Why own C++ does not serve here, or None; logged when it is first asked, and a constant of a compiled graph."""
+    return dropout_cpu.CODE.refusal_of("dropout is torch's own")

@@ -56,3 +56,28 @@ def dropped(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
         rows, columns, torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+@torch.library.custom_op("ossicle::dropout", mutates_args=(), device_types="cpu")
+def compiled(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """:class:`Dropout` as a compiler sees it, which makes a hash in plain torch number by number."""
+    return dropped(x, seed, dropout)
+
+
+@compiled.register_fake
+def _shape(x: Tensor, _seed: Tensor, _dropout: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:  # noqa: ARG001
+    _, seed, dropout = inputs
+    ctx.save_for_backward(seed)
+    ctx.dropout = dropout  # ty: ignore[missing-attribute]
+
+
+def _gradient(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    (seed,) = ctx.saved_tensors  # ty: ignore[missing-attribute]
+    return compiled(grad, seed, ctx.dropout), None, None  # ty: ignore[missing-attribute]
+
+
+compiled.register_autograd(_gradient, setup_context=_save)

@@ -66,6 +66,7 @@ class Source:
     def __init__(self, file: Path, declare: Callable[[ctypes.CDLL], None] | None = None) -> None:
         self.file = file
         self.declare = declare
+        self._said: set[str] = set()
 
     @functools.cached_property
     def library(self) -> ctypes.CDLL:
@@ -83,6 +84,14 @@ class Source:
         except (BuildError, OSError) as error:
             return f"cannot be built ({error})"
         return None
+
+    def refusal_of(self, otherwise: str) -> str | None:
+        """The same, with a warning when it is first asked of what serves in its place."""
+        reason = self.refusal
+        if reason is not None and otherwise not in self._said:
+            self._said.add(otherwise)
+            _logger.warning("%s: the C++ of a CPU %s", otherwise, reason)
+        return reason
 
 
 def _build(command: Sequence[str], source: Path, target: Path) -> None:

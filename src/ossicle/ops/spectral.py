@@ -1,7 +1,5 @@
 """Log-mel and MFCC features as Kaldi computes them, framed without padding and with an exact clock."""
 
-import functools
-import logging
 import math
 
 import torch
@@ -10,12 +8,11 @@ from torch import Tensor
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int
+from ossicle.ops import mel_cpu
 from ossicle.ops.filterbank import cosine_transform, mel_filters, povey_window
 from ossicle.ops.framing import slice_frames
-from ossicle.ops.mel_cpu import CODE, PREEMPHASIS, mel_energies
 from ossicle.ops.precision import without_autocast
 
-_logger = logging.getLogger(__name__)
 LIFTER = 22.0
 DELTA_REACH = 2
 
@@ -67,7 +64,7 @@ def log_mel(
     filters_FC = mel_filters(num_mels, size, rate_hz, low_hz=low_hz, high_hz=high_hz, device=device)
     # Powers span ten decades: bf16 products would cost the quiet bands their detail.
     with without_autocast(waveform_BS):
-        energies = mel_energies if _native(waveform_BS) else mel_energies_reference
+        energies = mel_cpu.mel_energies if _native(waveform_BS) else mel_energies_reference
         energies_BTC = energies(waveform_BS.float(), window_K, filters_FC, clock.stride_samples)
         return energies_BTC.clamp(min=torch.finfo(torch.float32).eps).log()
 
@@ -82,7 +79,7 @@ def mel_energies_reference(
     frames = slice_frames(waveform_BS, len(window_K), stride)
     frames = frames - frames.mean(-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    return power_spectrum((frames - PREEMPHASIS * previous) * window_K) @ filters_FC
+    return power_spectrum((frames - mel_cpu.PREEMPHASIS * previous) * window_K) @ filters_FC
 
 
 def _native(waveform_BS: Tensor) -> bool:
@@ -95,17 +92,8 @@ def _native(waveform_BS: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def _refusal() -> str | None:
-    """Why own C++ does not serve here, or None."""
-    return _told()
-
-
-@functools.cache
-def _told() -> str | None:
-    """The same, logged when it is first asked."""
-    reason = CODE.refusal
-    if reason is not None:
-        _logger.warning("mel bands are torch's products: the C++ of a CPU %s", reason)
-    return reason
+    """Why own C++ does not serve here, or None; logged when it is first asked, and a constant of a compiled graph."""
+    return mel_cpu.CODE.refusal_of("mel bands are torch's products")
 
 
 def power_spectrum(frames_BTK: Float[Tensor, "*batch kernel"]) -> Float[Tensor, "*batch bins"]:
