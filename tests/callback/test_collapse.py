@@ -90,7 +90,7 @@ def test_masked_accuracy_is_held_against_guessing_only_where_classes_are_predict
     guessing = {"objective/accuracy_masked": 0.3, "target/codes_top": 0.3, "target/codes_perplexity": 9.0}
     assert not list(guard.signs(guessing, 1))
     predicting = {**guessing, "objective/codes_perplexity": 9.0}
-    assert [sign for sign, _ in guard.signs(predicting, 1)] == ["the model guesses"]
+    assert [sign for sign, _ in guard.signs(predicting, 1)] == ["the model guesses classes"]
     assert not list(guard.signs({**predicting, "objective/accuracy_masked": 0.4}, 1))
 
 
@@ -101,10 +101,27 @@ def test_one_among_negatives_and_the_classes_are_each_held_against_their_own_cha
         "objective/accuracy_masked": 0.4, "objective/codes_perplexity": 9.0, "target/codes_top": 0.3,
     }  # fmt: skip
     assert not list(guard.signs(learning, 1))
-    for name, chance in (("objective/accuracy_contrastive", 0.01), ("objective/accuracy_masked", 0.3)):
-        ((sign, reading),) = guard.signs({**learning, name: chance}, 1)
-        assert sign == "the model guesses"
+    for name, chance, what in (("contrastive", 0.01, "among negatives"), ("masked", 0.3, "classes")):
+        ((sign, reading),) = guard.signs({**learning, f"objective/accuracy_{name}": chance}, 1)
+        assert sign == f"the model guesses {what}"
         assert name in reading
+
+
+def test_a_layer_below_the_output_is_held_against_its_own_chance_and_its_sign_names_it(tmp_path: Path) -> None:
+    guard = CollapseGuard(run_dir=tmp_path, config={}, start_step=0)
+    learning = {
+        f"objective/{layer}{name}": value
+        for layer in ("", "layer_4/", "layer_12/")
+        for name, value in (("accuracy_masked", 0.5), ("codes_perplexity", 9.0), ("wanted_top", 0.3))
+    } | {"target/codes_top": 0.3}
+    assert not list(guard.signs(learning, 1))
+    ((sign, reading),) = guard.signs({**learning, "objective/layer_12/accuracy_masked": 0.3}, 1)
+    assert (sign, "layer_12/accuracy_masked 0.3, by chance 0.3" in reading) == (
+        "the model guesses classes at layer 12", True
+    )  # fmt: skip
+    ((sign, reading),) = guard.signs({**learning, "objective/layer_4/codes_perplexity": 1.0}, 1)
+    assert sign == "the model predicts hardly any classes at layer 4"
+    assert "objective/layer_4/codes_perplexity 1 < 1.5" in reading
 
 
 def test_one_dead_codebook_of_several_is_a_sign_though_their_mean_is_healthy(tmp_path: Path) -> None:
@@ -116,6 +133,8 @@ def test_one_dead_codebook_of_several_is_a_sign_though_their_mean_is_healthy(tmp
     ((sign, reading),) = guard.signs(CodeUse(counts_GV).read("target/codes"), 1)
     assert sign == "a codebook of the target uses hardly any codes"
     assert "target/codes_least_perplexity 1 < 2" in reading
+    signs = dict(guard.signs(CodeUse(counts_GV[[0, 0, 1]]).read("objective/codes"), 1))
+    assert list(signs) == ["a head predicts hardly any classes"]
 
 
 def test_readings_that_recover_start_the_count_anew(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ossicle.core.batch import Batch
 from ossicle.core.errors import ConfigError
+from ossicle.core.metrics import CodeUse
 from ossicle.encoder.backbone import Backbone
 from ossicle.encoder.base import Encoder
 from ossicle.encoder.hierarchical import Hierarchical
@@ -106,6 +107,20 @@ def test_a_layer_below_the_output_gets_the_gradient_of_its_own_head_alone(make_b
     ]
     assert blocks[0] > 0
     assert blocks[1:] == [0, 0]
+
+
+def test_what_is_said_of_a_layers_classes_is_of_its_masked_frames_alone(make_batch: BatchMaker) -> None:
+    model = model_of(staged)  # its second layer has every other frame
+    objective = make(model, layers=(2,))
+    batch, masked = make_batch(2, 9, classes=7), draw(2, 9, 4)
+    assert batch.labels_BT is not None
+    _, logs = objective.judge_layers(model.encode(torch.randn(2, 9, 16), layers=True), batch.labels_BT, masked)
+    kept = masked_flags(masked, 9)[:, ::2]
+    wanted, predicted = logs["objective/layer_2/wanted"], logs["objective/layer_2/codes"]
+    assert isinstance(wanted, CodeUse)
+    assert isinstance(predicted, CodeUse)
+    assert torch.equal(wanted.counts, batch.labels_BT[:, ::2][kept].bincount(minlength=7).float())
+    assert predicted.counts.sum() == kept.sum()
 
 
 def test_frames_that_are_not_masked_get_no_gradient_from_a_layer(make_batch: BatchMaker) -> None:

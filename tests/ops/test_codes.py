@@ -13,6 +13,11 @@ def test_counts_equal_bincount(num: int, size: int, seed: int) -> None:
     assert torch.equal(count_codes(codes, num), torch.bincount(codes, minlength=num).float())
 
 
+def test_counts_of_weighted_codes_are_sums_of_their_weights() -> None:
+    codes, weights = torch.tensor([[2, 0, 2], [1, 2, 0]]), torch.tensor([[1.0, 0.0, 0.5], [3.0, 0.0, 1.0]])
+    assert count_codes(codes, 4, weights).tolist() == [1.0, 3.0, 1.5, 0.0]
+
+
 @given(num=st.integers(1, 30), groups=st.integers(1, 5), size=st.integers(0, 50), seed=st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
 def test_each_codebook_is_counted_by_itself(num: int, groups: int, size: int, seed: int) -> None:

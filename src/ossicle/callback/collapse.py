@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,15 @@ from ossicle.target.base import Teacher
 log = logging.getLogger(__name__)
 
 FINITE = "the loss is not a finite number"
+LAYER = re.compile(r"/layer_(\d+)(?=/)")
+"""The part of a metric's name that says which layer below the output it is of."""
 
 
 class CollapseGuard(Watcher):
     """Watches for collapse, warns at the first sign, and stops the run when the signs persist.
 
-    A threshold of None switches its sign off, and a sign whose metric an objective does not log is not looked for. A
+    A threshold of None switches its sign off, and a sign whose metric an objective does not log is not looked for. What
+    holds for the output holds for a layer below it whose metrics are logged, each layer with a sign of its own. A
     loss that is NaN or infinite stops the run at the first reading, since no later step can mend the weights.
 
     Args:
@@ -31,7 +35,7 @@ class CollapseGuard(Watcher):
         patience: Consecutive readings with a sign after which the run is stopped.
         start_step: Optimiser steps before which a model may look collapsed: all begin so.
         min_target_perplexity: Least perplexity of the target's codes, on average over codebooks and in each.
-        min_output_perplexity: Least perplexity of the predicted classes.
+        min_output_perplexity: Least perplexity of the predicted classes, on average over heads and of each.
         min_output_std: Least standard deviation of the encoder's output over frames, averaged over channels.
         min_target_std: Least standard deviation of a teacher's targets over frames; normalised ones have about 1.
         min_prediction_std: Least standard deviation of what is predicted of them.
@@ -70,6 +74,7 @@ class CollapseGuard(Watcher):
             "target/codes_perplexity": (min_target_perplexity, "the target uses hardly any codes"),
             "target/codes_least_perplexity": (min_target_perplexity, "a codebook of the target uses hardly any codes"),
             "objective/codes_perplexity": (min_output_perplexity, "the model predicts hardly any classes"),
+            "objective/codes_least_perplexity": (min_output_perplexity, "a head predicts hardly any classes"),
             "objective/output_std": (min_output_std, "the encoder's output is nearly constant"),
             "target/std": (min_target_std, "the teacher's targets are nearly constant"),
             "objective/prediction_std": (min_prediction_std, "the predictions are nearly constant"),
@@ -106,18 +111,20 @@ class CollapseGuard(Watcher):
             yield FINITE, f"objective/loss {loss}"
         if step < self.start_step:
             return
-        for name, (floor, sign) in self.floors.items():
-            if floor is not None and name in metrics and not metrics[name] >= floor:
-                yield sign, f"{name} {metrics[name]:.4g} < {floor:g}"
+        plain = {name: LAYER.sub("", name) for name in metrics}
+        for watched, (floor, sign) in self.floors.items():
+            for name, reading in metrics.items():
+                if plain[name] == watched and floor is not None and not reading >= floor:
+                    yield sign + place(name), f"{name} {reading:.4g} < {floor:g}"
         gap = metrics.get("target/teacher_gap", 0.0)
         if self.max_teacher_gap is not None and not gap <= self.max_teacher_gap:
             yield "the student has left its teacher behind", f"target/teacher_gap {gap:.4g} > {self.max_teacher_gap:g}"
         if self.min_over_chance is None:
             return
-        for accuracy, by_chance in guesses(metrics):
+        for accuracy, by_chance, sign in guesses(metrics):
             right, chance = metrics[accuracy], metrics[by_chance]
             if not right >= chance * self.min_over_chance:
-                yield "the model guesses", f"{accuracy} {right:.4g}, by chance {chance:.4g}"
+                yield sign + place(accuracy), f"{accuracy} {right:.4g}, by chance {chance:.4g}"
 
     def mend(self, sign: str) -> str:
         """What to do about a sign."""
@@ -126,19 +133,30 @@ class CollapseGuard(Watcher):
         return "lower optim.lr or warm up for longer; if all is well, change callback.collapse or give it start_step"
 
 
-def guesses(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Names of the accuracies of one reading, each with the name of what blind guesses would reach.
+def place(name: str) -> str:
+    """What a sign adds for a metric of a layer below the output."""
+    found = LAYER.search(name)
+    return f" at layer {found[1]}" if found else ""
+
+
+def guesses(metrics: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+    """Names of the accuracies of one reading, each with the name of what blind guesses would reach, and with its sign.
 
     Args:
         metrics: What was read. Where an objective tells one frame from negatives and predicts classes besides, both
             accuracies are there.
     """
-    pairs = [
-        ("objective/accuracy_contrastive", "objective/chance"),
-        ("objective/accuracy_foreseen", "objective/chance"),
+    found = [
+        ("objective/accuracy_contrastive", "objective/chance", "the model guesses among negatives"),
+        ("objective/accuracy_foreseen", "objective/chance", "the model guesses what follows"),
     ]
     if "objective/codes_perplexity" in metrics:  # classes are predicted
-        pairs.append(("objective/accuracy_masked", "target/codes_top"))
-    for accuracy, by_chance in pairs:
+        found.append(("objective/accuracy_masked", "target/codes_top", "the model guesses classes"))
+    found += [
+        (name, name.replace("accuracy_masked", "wanted_top"), "the model guesses classes")
+        for name in metrics
+        if LAYER.search(name) and name.endswith("/accuracy_masked")
+    ]
+    for accuracy, by_chance, sign in found:
         if accuracy in metrics and by_chance in metrics:
-            yield accuracy, by_chance
+            yield accuracy, by_chance, sign

@@ -148,7 +148,7 @@ class MaskedPrediction(MaskingObjective):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a head makes of some frames: cross entropy and how many were right, both weighted, and the classes."""
+    """What a head makes of some frames, each with its weight: cross entropy, how many were right, and the classes."""
 
     loss_sum: Tensor
     count: Tensor
@@ -166,7 +166,7 @@ def score(
         head: Scores classes.
         frames_PD: Frames in one list.
         wanted_P: Their classes.
-        weights_P: Weight of each frame, float, in the sums and the count; None for 1.
+        weights_P: Weight of each frame, float, in all sums and counts; None for 1.
     """
     logits_PV = head(frames_PD)
     predicted_P = logits_PV.detach().argmax(-1)
@@ -181,6 +181,6 @@ def score(
         loss_sum=loss_sum,
         count=count,
         num_right=num_right,
-        predicted_V=count_codes(predicted_P, head.num_classes),
-        wanted_V=count_codes(wanted_P, head.num_classes),
+        predicted_V=count_codes(predicted_P, head.num_classes, weights_P),
+        wanted_V=count_codes(wanted_P, head.num_classes, weights_P),
     )

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ossicle.core.batch import EncoderOutput
 from ossicle.core.errors import ConfigError
-from ossicle.core.metrics import Mean, Metric
+from ossicle.core.metrics import CodeUse, Mean, Metric
 from ossicle.core.shapes import Int64
 from ossicle.layer.heads import Head, HeadFactory
 from ossicle.layer.mask import MaskFactory
@@ -113,6 +113,8 @@ class MaskedPredictionLayers(MaskedPrediction):
             masked = score(head, frames_PD, wanted_P, masked_P)
             total = total + self.masked_weight * masked.loss_sum
             logs[f"objective/layer_{layer}/accuracy_masked"] = Mean(masked.num_right, masked.count)
+            logs[f"objective/layer_{layer}/codes"] = CodeUse(masked.predicted_V)
+            logs[f"objective/layer_{layer}/wanted"] = CodeUse(masked.wanted_V)
             if self.unmasked_weight:
                 seen = score(head, frames_PD, wanted_P, 1 - masked_P)
                 total = total + self.unmasked_weight * seen.loss_sum

@@ -6,7 +6,9 @@ from torch import Tensor
 from ossicle.core.shapes import Float, Int64
 
 
-def count_codes(codes: Int64[Tensor, "..."], num_codes: int) -> Float[Tensor, " V"]:
+def count_codes(
+    codes: Int64[Tensor, "..."], num_codes: int, weights: Float[Tensor, "..."] | None = None
+) -> Float[Tensor, " V"]:
     """How often each code occurs, float32, shape (V,).
 
     torch.bincount reads the largest code on the host; this does not.
@@ -14,10 +16,12 @@ def count_codes(codes: Int64[Tensor, "..."], num_codes: int) -> Float[Tensor, " 
     Args:
         codes: Codes in [0, V), int64, any shape.
         num_codes: Codes there are (V).
+        weights: What each counts, of the same shape; None for 1.
     """
     flat = codes.reshape(-1)
     counts = torch.zeros(num_codes, device=codes.device)
-    return counts.scatter_add(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+    each = torch.ones_like(flat, dtype=counts.dtype) if weights is None else weights.reshape(-1).to(counts.dtype)
+    return counts.scatter_add(0, flat, each)
 
 
 def count_groups(codes_PG: Int64[Tensor, "P G"], num_codes: int) -> Float[Tensor, "G V"]:
