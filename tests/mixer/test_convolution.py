@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -5,29 +6,9 @@ from ossicle.core.errors import ConfigError
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.convolution import KINDS, Convolution
 from tests.mixer.leaks import known, noisy
+from tests.mixer.loops import array, convolution
 
 DIM, HEADS, KERNEL = 6, 3, 5
-
-
-def by_hand(mixer: Convolution, x_TD: torch.Tensor) -> torch.Tensor:
-    """The paper's equations on one utterance, a number at a time."""
-    frames, dim = x_TD.shape
-    twice = x_TD @ mixer.gate.weight.T + mixer.gate.bias
-    gated = twice[:, :dim] / (1 + torch.exp(-twice[:, dim:]))
-    mixed = torch.zeros_like(gated)
-    for t in range(frames):
-        for c in range(dim):
-            head = c * HEADS // dim
-            if mixer.taps is not None:
-                logits = (mixer.taps.weight @ gated[t]).view(HEADS, KERNEL)[head]
-            else:
-                assert mixer.weight is not None
-                logits = mixer.weight[c if mixer.kind == "depthwise" else head]
-            kernel = logits if mixer.kind == "depthwise" else logits.exp() / logits.exp().sum()
-            for k in range(KERNEL):
-                if 0 <= (s := t + k - KERNEL // 2) < frames:
-                    mixed[t, c] += kernel[k] * gated[s, c]
-    return mixed @ mixer.out.weight.T + mixer.out.bias
 
 
 def build(kind: str) -> Convolution:
@@ -43,8 +24,8 @@ def test_padded_rows_equal_a_float64_loop_over_each_alone(kind: str) -> None:
     lengths = [9, 4, 1]
     out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
     for row, length in enumerate(lengths):
-        expected = by_hand(mixer, x_BTD[row, :length])
-        torch.testing.assert_close(out_BTD[row, :length], expected, atol=1e-12, rtol=1e-12)
+        expected = convolution(mixer, array(x_BTD[row, :length]))
+        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,3 +1,7 @@
+import math
+
+import numpy as np
+import pytest
 import torch
 from transformers import FNetConfig
 from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
@@ -5,6 +9,7 @@ from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.fourier import Fourier
 from tests.mixer.leaks import everything, known
+from tests.mixer.loops import array, fourier
 
 DIM = 24
 
@@ -23,6 +28,21 @@ def test_a_padded_row_is_transformers_transform_of_its_own_frames() -> None:
     for row, length in enumerate(lengths):
         expected = theirs(x_BTD[row : row + 1, :length])[0][0]
         torch.testing.assert_close(out_BTD[row, :length], expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("ortho", [False, True])
+@pytest.mark.parametrize("dim", [1, 6, 7])
+def test_padded_rows_equal_a_float64_loop_over_each_alone(dim: int, ortho: bool) -> None:
+    torch.manual_seed(0)
+    x_BTD = torch.randn(3, 9, dim, dtype=torch.float64)
+    lengths = [9, 4, 1]
+    out_BTD = Fourier(dim, ortho=ortho)(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        expected = fourier(array(x_BTD[row, :length])) / (math.sqrt(length * dim) if ortho else 1)
+        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-11, rtol=1e-11)
+    unpadded = Fourier(dim, ortho=ortho)(x_BTD)
+    expected = fourier(array(x_BTD[0])) / (math.sqrt(9 * dim) if ortho else 1)
+    np.testing.assert_allclose(array(unpadded[0]), expected, atol=1e-11, rtol=1e-11)
 
 
 def test_by_default_what_is_random_keeps_half_of_its_energy() -> None:

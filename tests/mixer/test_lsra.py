@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from ossicle.meter.flops import count_macs
 from ossicle.mixer.convolution import KINDS
 from ossicle.mixer.lsra import LSRA
 from tests.mixer.leaks import everything, known, noisy
+from tests.mixer.loops import array, attention, convolution
 
 DIM = 8
 
@@ -32,9 +34,20 @@ def test_the_first_half_is_torchs_attention_and_the_second_the_convolution(kind:
     out_BTD = mixer(x_BTD, valid_BT)
     expected = theirs(far_BTD, far_BTD, far_BTD, key_padding_mask=~valid_BT)[0]
     torch.testing.assert_close(out_BTD[valid_BT][:, : DIM // 2], expected[valid_BT], atol=1e-10, rtol=1e-10)
-    # What the convolution computes is held to a loop in its own test.
     expected = mixer.convolution(near_BTD, valid_BT)
     torch.testing.assert_close(out_BTD[valid_BT][:, DIM // 2 :], expected[valid_BT], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_rows_equal_a_float64_loop_over_each_alone(kind: str) -> None:
+    mixer = build(kind)
+    x_BTD = torch.randn(3, 9, DIM, dtype=torch.float64)
+    lengths = [9, 4, 1]
+    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        far_TD, near_TD = np.split(array(x_BTD[row, :length]), 2, axis=1)
+        expected = np.concatenate([attention(mixer.attention, far_TD), convolution(mixer.convolution, near_TD)], 1)
+        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
 
 
 def test_every_frame_knows_every_real_frame_of_its_row_and_no_other() -> None:
