@@ -112,7 +112,7 @@ def test_the_config_of_a_hybrid_that_was_run_is_read_again_as_it_is() -> None:
         (["attention", {"kind": "fast"}], r"mixer\.layers\[1\]={'kind': 'fast'} names no mixer"),
         ([{"mixer": 3}], "names no mixer"),
         ([{"mixer": "summary", "_target_": "ossicle.mixer.summary.Summary"}], "names no mixer"),
-        (["attention", "pattern"], r"mixer\.layers\[1\] is a pattern in a pattern"),
+        (["attention", "pattern"], r"mixer\.layers\[1\] is a pattern"),
         ([{"mixer": "sumary"}], "did you mean summary"),
         ([{"mixer": "summary", "kindd": "fast"}], r"mixer\.layers\[0\]\.kindd: .* did you mean kind"),
     ],

@@ -1,19 +1,22 @@
 """``ossicle bench mixer``: every mixer over growing lengths, and how its time grows with them."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ossicle.core.errors import ConfigError
-from ossicle.launch.config import groups, nearest
+from ossicle.core.errors import ConfigError, MissingExtraError
+from ossicle.launch.binding import HYDRA_KEYS, check_binding
+from ossicle.launch.config import groups
 from ossicle.launch.experiment import resolved
+from ossicle.launch.parts import entries
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ossicle.launch.bench.mixers import Point, Settings
+    from ossicle.launch.bench.mixers import Point, Settings, Variant
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,15 @@ def task(cfg: "DictConfig") -> list[Record]:
     settings = settings_of(config)
     records: list[Record] = []
     lengths = sorted(config["lengths"])
-    for name in chosen(config["mixers"]):
-        points, stopped = measure(name, lengths, settings)
+    for variant in chosen(config["mixers"], settings):
+        points, stopped = measure(variant, lengths, settings)
         slope = exponent(points, config["fit_from"])
-        log.info("%s: exponent %s%s", name, f"{slope:.2f}" if slope else "-", f"; {stopped}" if stopped else "")
-        records += [record(name, point, settings) for point in points]
-        records.append({"system": "ossicle", "mixer": name, "exponent": slope, "stopped": stopped})
+        log.info(
+            "%s: exponent %s%s", variant.label, f"{slope:.2f}" if slope else "-", f"; {stopped}" if stopped else ""
+        )
+        records += [record(variant, point, settings) for point in points]
+        last = {"exponent": slope, "stopped": stopped}
+        records.append({"system": "ossicle", "mixer": variant.label, "numbers": dict(variant.numbers), **last})
         if config["out"] is not None:
             write_json(Path(config["out"]), records)
     show(records, lengths)
@@ -47,17 +53,38 @@ def task(cfg: "DictConfig") -> list[Record]:
     return records
 
 
-def chosen(names: Sequence[str] | None) -> list[str]:
-    """The mixers that are measured.
+def chosen(listed: object, settings: "Settings") -> "list[Variant]":
+    """The mixers that are measured; those that are named with numbers are built once, without memory.
+
+    Args:
+        listed: Entries as a hybrid's list has them: names, or names with numbers. None for all of ``conf/mixer``.
+        settings: What is the same for every mixer.
 
     Raises:
-        ConfigError: One is unknown.
+        ConfigError: An entry names no mixer, or numbers that it does not take, or two are the same.
     """
-    known = [name for name in groups()["mixer"] if name != "pattern"]
-    for name in names or ():
-        if name not in known:
-            raise ConfigError(f"there is no mixer {name!r}{nearest(name, known)}", f"choose from: {', '.join(known)}")
-    return list(names or known)
+    from ossicle.launch.bench.mixers import Variant, macs_of
+
+    if listed is None:
+        return [Variant(name) for name in groups()["mixer"] if name != "pattern"]
+    variants: list[Variant] = []
+    for place, (whole, own) in enumerate(entries(listed, "mixer", "mixers")):
+        assert isinstance(listed, list | tuple)
+        entry = listed[place]
+        if isinstance(entry, Mapping) and "mixer" not in entry:
+            raise ConfigError(f"mixers[{place}]={entry} names a class", "name a mixer of conf/mixer: {mixer: summary}")
+        variant = Variant(entry["mixer"] if isinstance(entry, Mapping) else entry, own)
+        reserved = sorted(HYDRA_KEYS & own.keys())
+        if reserved:
+            raise ConfigError(f"mixers[{place}].{reserved[0]} is no number of a mixer", "leave it out")
+        check_binding({f"mixers[{place}]": {**whole, **own}})
+        if variant in variants:
+            raise ConfigError(f"mixers names {variant.label} twice", "name it once")
+        if own:
+            with contextlib.suppress(MissingExtraError):  # which its row is to say
+                macs_of(variant, 1, settings)
+        variants.append(variant)
+    return variants
 
 
 def settings_of(config: Mapping[str, Any]) -> "Settings":
@@ -96,11 +123,12 @@ def settings_of(config: Mapping[str, Any]) -> "Settings":
     )
 
 
-def record(name: str, point: "Point", settings: "Settings") -> Record:
+def record(variant: "Variant", point: "Point", settings: "Settings") -> Record:
     """What is written of one mixer at one length."""
     return {
         "system": "ossicle",
-        "mixer": name,
+        "mixer": variant.label,
+        "numbers": dict(variant.numbers),
         "device": settings.device,
         "batch": settings.rows,
         "frames": point.frames,

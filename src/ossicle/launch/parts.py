@@ -81,8 +81,7 @@ def expanded(node: Mapping[str, Any], path: str, stated: Collection[str]) -> dic
     Its other numbers go to those that take them; what an entry says of its own mixer goes before them.
 
     Args:
-        node: The pattern's node. An entry of its layers is a name, a name with numbers (``{mixer: NAME, KEY: VALUE}``)
-            or a node that names a class.
+        node: The pattern's node, whose layers are :func:`entries`.
         path: The node's key, which is its group's name.
         stated: Keys that the command line states.
 
@@ -92,7 +91,7 @@ def expanded(node: Mapping[str, Any], path: str, stated: Collection[str]) -> dic
     shared = {key: value for key, value in node.items() if key not in {*HYDRA_KEYS, "layers"}}
     layers: list[dict[str, Any]] = []
     taken: set[str] = set()
-    for place, (whole, own) in enumerate(entries(node.get("layers"), path)):
+    for place, (whole, own) in enumerate(entries(node.get("layers"), path, f"{path}.layers")):
         known = arguments(whole, f"{path}.layers[{place}]")
         fitting = {k: v for k, v in shared.items() if takes(known, k, v) or (k in known and f"{path}.{k}" in stated)}
         taken |= fitting.keys()
@@ -108,26 +107,32 @@ def expanded(node: Mapping[str, Any], path: str, stated: Collection[str]) -> dic
     return {"_target_": node["_target_"], "layers": layers}
 
 
-def entries(layers: object, path: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The config of each mixer that a pattern names, and what the entry itself says of it.
+def entries(layers: object, group: str, path: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The config of each mixer that a list names, and what the entry itself says of it.
+
+    Args:
+        layers: The list. An entry is a name, a name with numbers (``{mixer: NAME, KEY: VALUE}``) or a node that names a
+            class.
+        group: Where names are looked up, and the key of a name that has numbers: ``mixer``.
+        path: The list's key, for messages.
 
     Raises:
         ConfigError: The layers are no list, or an entry names no mixer or a pattern.
     """
-    mend = f"list names, or names with numbers: {path}.layers=[attention,{{{path}: summary, kind: fast}}]"
+    mend = f"list names, or names with numbers: {path}=[attention,{{{group}: summary, kind: fast}}]"
     if not isinstance(layers, list | tuple) or not layers:
-        raise ConfigError(f"{path}.layers={layers} is no list of mixers", mend)
+        raise ConfigError(f"{path}={layers} is no list of mixers", mend)
     found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for place, entry in enumerate(layers):
-        own = dict(entry) if isinstance(entry, Mapping) else {path: entry}
-        if isinstance(own.get("_target_"), str) and path not in own:
+        own = dict(entry) if isinstance(entry, Mapping) else {group: entry}
+        if isinstance(own.get("_target_"), str) and group not in own:
             whole = {"_target_": own["_target_"]}
-        elif isinstance(own.get(path), str) and "_target_" not in own:
-            whole = option(own.pop(path), path)
+        elif isinstance(own.get(group), str) and "_target_" not in own:
+            whole = option(own.pop(group), group)
         else:
-            raise ConfigError(f"{path}.layers[{place}]={entry} names no mixer", mend)
+            raise ConfigError(f"{path}[{place}]={entry} names no mixer", mend)
         if whole["_target_"] == PATTERN:
-            raise ConfigError(f"{path}.layers[{place}] is a pattern in a pattern", "list its own mixers in its place")
+            raise ConfigError(f"{path}[{place}] is a pattern", "list its own mixers in its place")
         found.append((whole, own))
     return found
 

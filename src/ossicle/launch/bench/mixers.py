@@ -6,8 +6,8 @@ import math
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +23,24 @@ from ossicle.meter.flops import count_macs
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
 
 _RESET_PEAK = "5"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A mixer, by the numbers of its YAML or by others.
+
+    Args:
+        name: What it is called in ``conf/mixer``.
+        numbers: What is said of it; goes before its YAML and before what is the same for every mixer.
+    """
+
+    name: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What its rows are called: ``summary kind=fast``."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.numbers.items())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +89,20 @@ class Point:
     macs: int
 
 
-def factory(name: str, settings: Settings, frames: int) -> MixerFactory:
-    """The mixer of a config with the heads that are asked for, no dropout, and learned places for all frames."""
+def factory(variant: Variant, settings: Settings, frames: int) -> MixerFactory:
+    """A mixer with the heads that are asked for, no dropout, and learned places for all frames, but for its numbers."""
     from hydra.utils import get_class
 
-    node = option(name, "mixer")
+    node = option(variant.name, "mixer")
     cls = get_class(node.pop("_target_"))
     is_partial = node.pop("_partial_", False)
     known = inspect.signature(cls).parameters
     changes: dict[str, Any] = {"num_heads": settings.heads, "dropout": 0.0, "max_frames": frames}
-    arguments = {**node, **{key: value for key, value in changes.items() if key in known}}
+    arguments = {**node, **{key: value for key, value in changes.items() if key in known}, **variant.numbers}
     return partial(cls, **arguments) if is_partial else cls(**arguments)
 
 
-def measure(name: str, lengths: Sequence[int], settings: Settings) -> tuple[list[Point], str | None]:
+def measure(variant: Variant, lengths: Sequence[int], settings: Settings) -> tuple[list[Point], str | None]:
     """A mixer at growing lengths: on a CPU in a process of its own, which it may exhaust.
 
     A GPU's memory is counted by its allocator, and what does not fit is refused there, so that no process is started
@@ -95,19 +113,19 @@ def measure(name: str, lengths: Sequence[int], settings: Settings) -> tuple[list
     """
     if settings.device == "cuda":
         told: list[Point | str | None] = []
-        _run(name, lengths, settings, told.append)
+        _run(variant, lengths, settings, told.append)
         torch.cuda.empty_cache()
     else:
-        told = _told_apart(name, lengths, settings)
+        told = _told_apart(variant, lengths, settings)
     *points, stopped = told
     assert not isinstance(stopped, Point)
     return [point for point in points if isinstance(point, Point)], stopped
 
 
-def _told_apart(name: str, lengths: Sequence[int], settings: Settings) -> list[Point | str | None]:
+def _told_apart(variant: Variant, lengths: Sequence[int], settings: Settings) -> list[Point | str | None]:
     """What a process of its own told: points, and at the end why there are no more."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_run_apart, args=(name, lengths, settings, theirs))
+    process = multiprocessing.get_context("spawn").Process(target=_run_apart, args=(variant, lengths, settings, theirs))
     process.start()
     theirs.close()
     told: list[Point | str | None] = []
@@ -121,18 +139,20 @@ def _told_apart(name: str, lengths: Sequence[int], settings: Settings) -> list[P
     return told
 
 
-def _run_apart(name: str, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
+def _run_apart(variant: Variant, lengths: Sequence[int], settings: Settings, line: Connection) -> None:
     keep_memory()  # as ossicle pretrain does: else the system clears every large tensor anew, and that is measured
     torch.set_num_threads(settings.threads)
-    _run(name, lengths, settings, line.send)
+    _run(variant, lengths, settings, line.send)
 
 
-def _run(name: str, lengths: Sequence[int], settings: Settings, tell: Callable[[Point | str | None], None]) -> None:
+def _run(
+    variant: Variant, lengths: Sequence[int], settings: Settings, tell: Callable[[Point | str | None], None]
+) -> None:
     """Tell every point, and at the end why there are no more, or None."""
     try:
         points: list[Point] = []
         for frames, following in zip(lengths, [*lengths[1:], None], strict=True):
-            points.append(_point(name, frames, settings))
+            points.append(_point(variant, frames, settings))
             tell(points[-1])
             stopped = None if following is None else beyond(points, following, settings)
             if stopped is not None or following is None:
@@ -171,9 +191,9 @@ def beyond(points: Sequence[Point], following: int, settings: Settings) -> str |
     return None
 
 
-def _point(name: str, frames: int, settings: Settings) -> Point:
+def _point(variant: Variant, frames: int, settings: Settings) -> Point:
     torch.manual_seed(0)
-    (mixer,) = build_mixers(factory(name, settings, frames), [settings.dim])
+    (mixer,) = build_mixers(factory(variant, settings, frames), [settings.dim])
     mixer = mixer.to(settings.device)
     x_BTD = torch.randn(settings.rows, frames, settings.dim, device=settings.device, dtype=settings.dtype)
     before = _reset_peak(settings.device)
@@ -182,13 +202,13 @@ def _point(name: str, frames: int, settings: Settings) -> Point:
         forward_s = fastest(partial(_forward, mixer.eval(), x_BTD), settings)
         step_s = fastest(partial(_step, mixer.train(), x_BTD.requires_grad_()), settings)
     peak = _peak(settings.device) - before
-    return Point(frames, forward_s, step_s, max(0, peak), macs_of(name, frames, settings))
+    return Point(frames, forward_s, step_s, max(0, peak), macs_of(variant, frames, settings))
 
 
-def macs_of(name: str, frames: int, settings: Settings) -> int:
+def macs_of(variant: Variant, frames: int, settings: Settings) -> int:
     """Multiply-accumulates of a forward pass, counted on tensors without memory."""
     with torch.device("meta"):
-        (mixer,) = build_mixers(factory(name, settings, frames), [settings.dim])
+        (mixer,) = build_mixers(factory(variant, settings, frames), [settings.dim])
         x_BTD = torch.empty(settings.rows, frames, settings.dim)
     return count_macs(partial(mixer.eval(), x_BTD))
 
