@@ -1,4 +1,3 @@
-import copy
 import math
 
 import numpy as np
@@ -7,24 +6,13 @@ import torch
 from torch import nn
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from ossicle.encoder.transformer import Transformer
 from ossicle.mixer import alibi_attention
 from ossicle.mixer.alibi_attention import AlibiAttention, AlibiAttentionStack
-from ossicle.mixer.base import MixerFactory, run_placed
-from ossicle.mixer.rotary import Rotary
+from ossicle.mixer.base import run_placed
 from ossicle.ops.relative_position import alibi_slopes
 from tests.mixer.loops import array, macs, mapped, noisy, num_parameters, softmax_means
 
 DIM, HEADS = 24, 3
-PLACED: dict[str, MixerFactory] = {
-    "alibi": AlibiAttentionStack(HEADS, 0.0),
-    "rotary": lambda dim: Rotary(dim, HEADS, 0),
-}
-
-
-def transformer(key: str) -> Transformer:
-    sizes = {"dim": DIM, "num_layers": 2, "ffn_dim": 32, "position_kernel": 4, "position_groups": 4}
-    return noisy(Transformer(PLACED[key], **sizes, dropout=0.0, layer_drop=0.0))
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 8, 16])
@@ -61,47 +49,6 @@ def test_it_equals_a_loop_in_float64_in_blocks_too(
     expected = mapped(mixer.out, softmax_means(score, v_THK).reshape(9, DIM))[:, 0]
     mixer.place_BT = None if places is None else torch.tensor([places])
     np.testing.assert_allclose(array(mixer(x_TD[None]))[0], expected, atol=1e-7)  # slopes are in float32
-
-
-@pytest.mark.parametrize("key", PLACED)
-def test_frames_that_are_kept_hear_each_other_as_if_the_others_were_silent(key: str) -> None:
-    encoder = transformer(key).eval()
-    x_BTD = torch.randn(2, 12, DIM)
-    kept_BM = torch.tensor([[0, 3, 4, 11], [1, 2, 8, 9]])
-    kept_BT = torch.zeros(2, 12, dtype=torch.bool).scatter(1, kept_BM, True)
-    alone_BMD = encoder(x_BTD, kept_BM=kept_BM).last_BTD
-    placed_BTD = encoder.norm(x_BTD + encoder.position(x_BTD))
-    for block in encoder.blocks:
-        placed_BTD = block(placed_BTD, kept_BT)
-    torch.testing.assert_close(alone_BMD.flatten(0, 1), placed_BTD[kept_BT], atol=1e-5, rtol=1e-5)
-    # closer together they hear each other otherwise
-    near_BMD = encoder(placed := x_BTD.gather(1, kept_BM[..., None].expand(-1, -1, DIM))).last_BTD
-    assert placed.shape == near_BMD.shape
-    assert not torch.allclose(near_BMD, alone_BMD, atol=1e-3)
-
-
-@pytest.mark.parametrize("key", PLACED)
-@pytest.mark.parametrize("recompute", [False, True])
-def test_blocks_with_places_compile_once_a_shape_and_have_the_same_gradients(key: str, recompute: bool) -> None:
-    torch._dynamo.reset()
-    plain = transformer(key)
-    built = copy.deepcopy(plain)
-    for block in built.blocks:
-        assert isinstance(block, nn.Module)
-        block.recompute = recompute
-        block.compile(backend="aot_eager", fullgraph=True, dynamic=False)
-    x_BTD = torch.randn(2, 12, DIM)
-
-    def gradients(encoder: Transformer, kept_BM: torch.Tensor) -> list[torch.Tensor]:
-        encoder.zero_grad()
-        encoder(x_BTD, kept_BM=kept_BM).last_BTD.square().sum().backward()
-        return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
-
-    for kept in ([[0, 3, 4, 11], [1, 2, 8, 9]], [[0, 1, 2, 3], [7, 8, 9, 11]]):
-        kept_BM = torch.tensor(kept)
-        torch.testing.assert_close(gradients(built, kept_BM), gradients(plain, kept_BM), atol=1e-5, rtol=1e-4)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        built(x_BTD, kept_BM=torch.tensor([[2, 3, 5, 7], [0, 1, 8, 10]]))
 
 
 def test_places_are_forgotten_where_a_block_fails() -> None:

@@ -142,7 +142,9 @@ def test_an_encoder_that_needs_every_frame_is_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "can"),
     [
-        (["mixer=relative_attention"], False),
+        (["mixer=convolution"], False),
+        (["mixer=relative_attention"], True),
+        (["mixer=disentangled_attention"], True),
         (["mixer=summary"], True),
         (["mixer=summary", "+mixer.decay=0.9"], False),
         (["encoder=conformer"], False),

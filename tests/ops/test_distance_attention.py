@@ -19,20 +19,22 @@ def inputs(rows: int, frames: int, heads: int, width: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("budget", [2**28, 2 * 3 * 7 * 2])
 @pytest.mark.parametrize("one_weight", [True, False])
-@pytest.mark.parametrize("kind", ["distance", "places", "table"])
+@pytest.mark.parametrize("kind", ["distance", "places", "table", "both"])
 def test_it_equals_a_loop_in_float64(kind: str, one_weight: bool, budget: int) -> None:
     q, k, v = inputs(2, 7, 3, 4)
     weight_BHT = torch.randn((1, 3, 1) if one_weight else (2, 3, 7), dtype=torch.float64)
-    score_RH = torch.randn(13, 3, dtype=torch.float64)
+    scored, placed = kind in {"table", "both"}, kind in {"places", "both"}
+    reach = 8 if kind == "both" else 6  # of 11 and 30 frames apart the last score is
+    score_RH = torch.randn(2 * reach + 1, 3, dtype=torch.float64)
     valid_BT = torch.arange(7) < torch.tensor([[7], [4]])
-    places = PLACES if kind == "places" else range(7)
+    places = PLACES if placed else range(7)
     out = attend_by_distance(
         q,
         k,
         v,
         weight_BHT,
-        score_RH=score_RH if kind == "table" else None,
-        place_BT=torch.tensor([PLACES, PLACES]) if kind == "places" else None,
+        score_RH=score_RH if scored else None,
+        place_BT=torch.tensor([PLACES, PLACES]) if placed else None,
         valid_BT=valid_BT,
         budget=budget,
     )
@@ -41,7 +43,8 @@ def test_it_equals_a_loop_in_float64(kind: str, one_weight: bool, budget: int) -
         weight_HT, length = array(weight_BHT.expand(2, 3, 7)[row]), 4 if row else 7
 
         def score(h: int, i: int, j: int) -> float:
-            unit = float(score_RH[j - i + 6, h]) if kind == "table" else -abs(places[i] - places[j])
+            apart = places[j] - places[i]
+            unit = float(score_RH[min(max(apart, -reach), reach) + reach, h]) if scored else -abs(apart)
             return q_THK[i, h] @ k_THK[j, h] / math.sqrt(4) + weight_HT[h, i] * unit  # noqa: B023  called at once
 
         expected = softmax_means(score, v_THK, lambda _, j: j < length)  # noqa: B023
@@ -55,7 +58,10 @@ import torch
 from ossicle.ops import distance_attention_triton as kernels
 from ossicle.ops.dropout_hash import draw_seeds, keep_places
 
-KINDS = {"table": (2, 70, 24, True, 0.25), "places": (1, 37, 16, False, 0.0), "distance": (2, 130, 64, True, 0.25)}
+KINDS = {
+    "table": (2, 70, 24, True, 0.25), "places": (1, 37, 16, False, 0.0), "distance": (2, 130, 64, True, 0.25),
+    "both": (2, 70, 24, True, 0.25),
+}
 
 def check(device, dtype, tolerance, kinds=KINDS):
     torch.manual_seed(0)
@@ -64,14 +70,17 @@ def check(device, dtype, tolerance, kinds=KINDS):
         rows, frames, width, masked, dropout = KINDS[kind]
         q, k, v, grad = (torch.randn(rows, frames, heads, width).to(dtype).double() for _ in range(4))
         weight = torch.rand(rows, heads, frames).double()
-        score = torch.randn(heads, 2 * frames - 1).double() if kind == "table" else torch.zeros(0)
+        scored, placed = kind in ("table", "both"), kind in ("places", "both")
+        reach = frames if kind == "both" else frames - 1  # of up to 3 T frames apart
+        score = torch.randn(heads, 2 * reach + 1).double() if scored else torch.zeros(0)
         place = torch.rand(rows, 3 * frames).argsort(1)[:, :frames].sort(1).values
         valid = torch.arange(frames) < torch.tensor([[frames], [frames // 3]]) if masked else None
         seeds = draw_seeds(torch.device(device))
         leaves = [x.clone().requires_grad_() for x in (q, k, v, weight, score)]
-        at = place if kind == "places" else torch.arange(frames)[None]
+        at = place if placed else torch.arange(frames)[None]
         distance = at[:, None, :] - at[:, :, None]
-        unit = leaves[4][:, distance[0] + frames - 1] if kind == "table" else -distance.abs()[:, None]
+        near = distance.clamp(-reach, reach) + reach
+        unit = leaves[4][:, near].transpose(0, 1) if scored else -distance.abs()[:, None]
         logits = torch.einsum("bqhk,bthk->bhqt", *leaves[:2]) / math.sqrt(width) + leaves[3][..., None] * unit
         if masked:
             logits = logits.masked_fill(~valid[:, None, None], -1e30)
@@ -82,15 +91,15 @@ def check(device, dtype, tolerance, kinds=KINDS):
         put = lambda x, kind: x.to(device, kind)
         given = kernels.Inputs(
             *(put(x, dtype) for x in (q, k, v)), put(weight, torch.float32),
-            put(score, torch.float32) if kind == "table" else None,
-            put(place, torch.int32) if kind == "places" else None,
+            put(score, torch.float32) if scored else None,
+            put(place, torch.int32) if placed else None,
             put(valid, torch.bool) if masked else None, seeds, dropout,
         )
         mixed, sums = kernels.forward(given)
         grads = kernels.backward(put(grad, dtype), given, mixed, sums)
         assert [x.dtype for x in (mixed, *grads)] == [dtype] * 4 + [torch.float32] * 2
         pairs = [(mixed, wanted), *zip(grads[:4], (leaf.grad for leaf in leaves))]
-        pairs += [(grads[4], leaves[4].grad)] if kind == "table" else []
+        pairs += [(grads[4], leaves[4].grad)] if scored else []
         for one, other in pairs:
             one = one.double().cpu()
             assert one.isfinite().all()
@@ -101,23 +110,26 @@ def check(device, dtype, tolerance, kinds=KINDS):
 # The interpreter multiplies bfloat16's bits as if they were integers.
 def test_the_kernels_equal_float64_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
-    code = (
-        CASES
-        + "\ncheck('cpu', torch.float32, 1e-5, ['table', 'places'])\ncheck('cpu', torch.float16, 3e-3, ['distance'])"
-    )
+    code = CASES + "\ncheck('cpu', torch.float32, 1e-5, ['table', 'places', 'both'])"
+    code += "\ncheck('cpu', torch.float16, 3e-3, ['distance'])"
     assert interpreted(code + "\nprint('equal')") == "equal"
 
 
-@pytest.mark.parametrize(("kind", "width"), [("distance", 64), ("places", 64), ("table", 64), ("table", 128)])
+@pytest.mark.parametrize(
+    ("kind", "width"), [("distance", 64), ("places", 64), ("table", 64), ("table", 128), ("both", 64)]
+)
 def test_the_kernels_compile_for_a_gpu_that_is_not_here(kind: str, width: int) -> None:
     ours = pytest.importorskip("ossicle.ops.distance_attention_triton")
     x = torch.empty(1, 7, 2, width, dtype=torch.bfloat16, device="meta")
     there = torch.empty(0, device="meta")
     given = ours.Inputs(
-        x, x, x, there, there if kind == "table" else None, there if kind == "places" else None, there, there, 0.1
+        *(x, x, x, there),
+        there if kind in {"table", "both"} else None,
+        there if kind in {"places", "both"} else None,
+        *(there, there, 0.1),
     )
     absent = {name: None for name, value in (("scores", given.score_HR), ("places", given.place_BT)) if value is None}
-    kinds = dict.fromkeys(("heads", "frames", "threshold"), "i32") | dict.fromkeys(("scale", "gain"), "fp32")
+    kinds = dict.fromkeys(("heads", "frames", "reach", "threshold"), "i32") | dict.fromkeys(("scale", "gain"), "fp32")
     kinds |= {"places": "*i32", "valid": "*u8", "seeds": "*i32"}
     kinds |= dict.fromkeys(("weights", "scores", "sums", "weight_grad", "score_grad", "alongs"), "*fp32")
     for kernel, forth in ((ours._forward_kernel, True), (ours._query_kernel, False), (ours._key_kernel, False)):

@@ -1,7 +1,7 @@
 """DeBERTa's disentangled attention (arXiv 2006.03654, section 3.1), as SEW-D has it (arXiv 2109.06870)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -12,7 +12,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import INIT_STD
 from ossicle.layer.multi_head import MultiHead, split_heads
-from ossicle.mixer.base import Mixer, MixerStack
+from ossicle.mixer.base import Mixer, MixerStack, Placed
 from ossicle.ops.relative_position import attend_biased, by_pair, deberta_buckets, distances
 
 PARTS = 3
@@ -53,13 +53,13 @@ class DistanceEmbedding(nn.Module):
         """The embeddings of all buckets, (2 x num_buckets, D)."""
         return self.dropout(self.norm(self.weight))
 
-    def buckets(self, num_frames: int) -> Tensor:
-        """The bucket of every distance within T frames, key minus query from 1 - T to T - 1."""
-        return deberta_buckets(-distances(num_frames, self.weight.device), self.num_buckets, self.max_distance)
+    def buckets(self, distance: Tensor) -> Tensor:
+        """The bucket of each distance, key minus query."""
+        return deberta_buckets(-distance, self.num_buckets, self.max_distance)
 
 
 @final
-class DisentangledAttention(MultiHead, Mixer):
+class DisentangledAttention(MultiHead, Placed):
     """Softmax attention whose scores add what content says of distance and distance of content.
 
     As in SEW-D and DeBERTa v2, distances are embedded once for all layers, normalised, and mapped by the maps of
@@ -75,6 +75,8 @@ class DisentangledAttention(MultiHead, Mixer):
             hidden layers', which SEW-D sets to 0.
         owner: The layer whose embedding this one reads, or None where it has its own.
     """
+
+    reads_order = False
 
     def __init__(
         self,
@@ -102,9 +104,8 @@ class DisentangledAttention(MultiHead, Mixer):
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        num_frames = x_BTD.shape[1]
         embedding_GD = self.embedding()
-        bucket_R1 = self.embedding.buckets(num_frames)[:, None]
+        buckets = self._buckets(x_BTD)
         q_BTHK, k_BTHK, v_BTHK = self.heads(x_BTD)
         from_GHK = split_heads(self.query(embedding_GD), self.num_heads) * self.scale
         to_GHK = split_heads(self.key(embedding_GD), self.num_heads) * self.scale
@@ -112,13 +113,21 @@ class DisentangledAttention(MultiHead, Mixer):
         to_content_BHTG = torch.einsum("bthk,ghk->bhtg", k_BTHK, from_GHK)
 
         def bias(start: int, stop: int) -> Tensor:
-            bucket_QT = by_pair(bucket_R1, num_frames, start, stop).expand(*to_position_BHTG.shape[:2], -1, -1)
-            position_BHQT = to_position_BHTG[:, :, start:stop].gather(-1, bucket_QT)
-            return position_BHQT + to_content_BHTG.gather(-1, bucket_QT.mT).mT
+            bucket_BHQT = buckets(start, stop).expand(*to_position_BHTG.shape[:2], -1, -1)
+            position_BHQT = to_position_BHTG[:, :, start:stop].gather(-1, bucket_BHQT)
+            return position_BHQT + to_content_BHTG.gather(-1, bucket_BHQT.mT).mT
 
         dropout = self.dropout if self.training else 0.0
         mixed_BTHK = attend_biased(q_BTHK, k_BTHK, v_BTHK, bias, valid_BT=valid_BT, dropout=dropout, scale=self.scale)
         return self.join(mixed_BTHK)
+
+    def _buckets(self, x_BTD: Tensor) -> Callable[[int, int], Tensor]:
+        """What gives the buckets of queries ``start`` to ``stop`` by keys, (B or 1, 1, Q, T)."""
+        num_frames, place_BT = x_BTD.shape[1], self.place_BT
+        if place_BT is None:
+            bucket_R1 = self.embedding.buckets(distances(num_frames, x_BTD.device))[:, None]
+            return lambda start, stop: by_pair(bucket_R1, num_frames, start, stop)[None]
+        return lambda start, stop: self.embedding.buckets(place_BT[:, None, None] - place_BT[:, None, start:stop, None])
 
 
 @final

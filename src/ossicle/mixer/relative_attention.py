@@ -11,7 +11,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import INIT_STD
 from ossicle.layer.multi_head import MultiHead, split_heads
-from ossicle.mixer.base import Mixer, MixerStack, owned_layers
+from ossicle.mixer.base import Mixer, MixerStack, Placed, owned_layers
 from ossicle.ops.distance_attention import attend_by_distance
 from ossicle.ops.relative_position import distances, wavlm_buckets
 
@@ -43,14 +43,14 @@ class DistanceBias(nn.Module):
         nn.init.normal_(self.weight, std=INIT_STD)
 
     @override
-    def forward(self, num_frames: int) -> Float[Tensor, "R H"]:
-        """The score of every distance within T frames, from 1 - T to T - 1."""
-        distance_R = distances(num_frames, self.weight.device)
+    def forward(self, num_frames: int | None = None) -> Float[Tensor, "R H"]:
+        """The score of every distance within T frames, from 1 - T to T - 1; None for those that differ."""
+        distance_R = distances(self.max_distance + 1 if num_frames is None else num_frames, self.weight.device)
         return self.weight[wavlm_buckets(distance_R, self.num_buckets, self.max_distance)]
 
 
 @final
-class RelativeAttention(MultiHead, Mixer):
+class RelativeAttention(MultiHead, Placed):
     """Softmax attention whose scores carry a bias by bucketed distance, gated by the query's frame.
 
     The gate follows the released model: it is computed from the frame before it becomes a query, cut into heads, and
@@ -64,6 +64,8 @@ class RelativeAttention(MultiHead, Mixer):
         max_distance: Distance in frames from which on all share a bucket.
         owner: The layer whose bias this one reads, or None where it has its own.
     """
+
+    reads_order = False
 
     def __init__(
         self,
@@ -85,8 +87,8 @@ class RelativeAttention(MultiHead, Mixer):
         self.distance_bias = DistanceBias(num_heads, num_buckets, max_distance) if owner is None else None
         self._owner: tuple[RelativeAttention, ...] = () if owner is None else (owner,)
 
-    def score_of_distance(self, num_frames: int) -> Float[Tensor, "R H"]:
-        """The shared bias for every distance within T frames."""
+    def score_of_distance(self, num_frames: int | None) -> Float[Tensor, "R H"]:
+        """The shared bias for every distance within T frames, or None for every one that has a bias of its own."""
         if self.distance_bias is not None:
             return self.distance_bias(num_frames)
         return self._owner[0].score_of_distance(num_frames)
@@ -99,10 +101,16 @@ class RelativeAttention(MultiHead, Mixer):
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
-        score_RH = self.score_of_distance(x_BTD.shape[1])
+        # Frames that were left out put the others further apart than there are frames.
+        score_RH = self.score_of_distance(x_BTD.shape[1] if self.place_BT is None else None)
         dropout = self.dropout if self.training else 0.0
         mixed_BTHK = attend_by_distance(
-            *self.heads(x_BTD), self.gates(x_BTD), score_RH=score_RH, valid_BT=valid_BT, dropout=dropout
+            *self.heads(x_BTD),
+            self.gates(x_BTD),
+            score_RH=score_RH,
+            place_BT=self.place_BT,
+            valid_BT=valid_BT,
+            dropout=dropout,
         )
         return self.join(mixed_BTHK)
 

@@ -70,8 +70,8 @@ class RegressionMultimask(TaughtObjective[Teacher], MaskingObjective):
             raise ConfigError(
                 "this objective encodes unmasked frames alone, and a block of this encoder would take those that are"
                 " left for neighbours",
-                "set encoder=transformer and mixer=alibi_attention, rotary, attention, linear_attention, polynomial or"
-                " summary; or objective=regression",
+                "set encoder=transformer and mixer=alibi_attention, rotary, relative_attention, disentangled_attention,"
+                " attention, linear_attention, polynomial or summary; or objective=regression",
             )
         super().adopt(model)
 

@@ -38,9 +38,10 @@ def attend_by_distance(
         k_BTHK: Keys, same shape.
         v_BTHK: Values, same shape.
         weight_BHT: What a query's bias is multiplied with, shape (B or 1, H, T or 1).
-        score_RH: Bias of each of :func:`~ossicle.ops.relative_position.distances`, shape (2T - 1, H); None for minus
-            the distance itself.
-        place_BT: Where frames stand; None where they stand one after another, as they do with ``score_RH``.
+        score_RH: Bias of each distance (key minus query) from -r to r frames, shape (2r + 1, H); those beyond take the
+            last of their side. Where frames stand one after another r is T - 1, as
+            :func:`~ossicle.ops.relative_position.distances` has it. None for minus the distance itself.
+        place_BT: Where frames stand; None where they stand one after another.
         valid_BT: True where a frame is real, or None where every frame is.
         dropout: Probability with which an attention weight is dropped; 0 outside training.
         budget: Elements of the bias that may exist at one time where torch's kernels serve.
@@ -83,10 +84,17 @@ class _Bias:
             if self.alike:
                 return bias_HQT[None]
         else:
-            distance_BQT = (self.place_BT[:, start:stop, None] - self.place_BT[:, None, :]).abs()
-            bias_HQT = -distance_BQT[:, None].to(self.weight_BHT.dtype)
+            distance_BQT = self.place_BT[:, None, :] - self.place_BT[:, start:stop, None]
+            bias_HQT = self._score(distance_BQT)
         weight_BHQ = self.weight_BHT if self.weight_BHT.shape[2] == 1 else self.weight_BHT[:, :, start:stop]
         return weight_BHQ[..., None] * bias_HQT
+
+    def _score(self, distance_BQT: Tensor) -> Tensor:
+        """What a weight is multiplied with at a distance, (B, H, Q, T) or (B, 1, Q, T)."""
+        if self.score_RH is None:
+            return -distance_BQT.abs()[:, None].to(self.weight_BHT.dtype)
+        reach = len(self.score_RH) // 2
+        return self.score_RH.T[:, distance_BQT.clamp(-reach, reach) + reach].transpose(0, 1)
 
 
 def _problem(q_BTHK: Tensor) -> str | None:

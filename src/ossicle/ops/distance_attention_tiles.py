@@ -58,16 +58,36 @@ def bias_of(  # noqa: PLR0917
     q: tl.tensor,
     t: tl.tensor,
     frames: tl.tensor,
+    reach: tl.tensor,
 ) -> tl.tensor:
     """What a query's weight is multiplied with, of queries ``q`` by keys ``t``."""
     if scores is not None:
-        distance = t[None, :] - q[:, None] + (frames - 1)
-        there = (distance >= 0) & (distance < 2 * frames - 1)
-        return tl.load(scores + head * (2 * frames - 1) + distance, mask=there, other=0.0)
+        return tl.load(scores + scored(places, row, head, q, t, frames, reach))
+    return -tl.abs(distance_of(places, row, q, t, frames)).to(tl.float32)
+
+
+@triton.jit
+def distance_of(places: tl.tensor, row: tl.tensor, q: tl.tensor, t: tl.tensor, frames: tl.tensor) -> tl.tensor:
+    """Keys ``t`` minus queries ``q``, in frames of the row that they were taken from."""
     if places is not None:
         q = tl.load(places + row * frames + q, mask=q < frames, other=0)
         t = tl.load(places + row * frames + t, mask=t < frames, other=0)
-    return -tl.abs(t[None, :] - q[:, None]).to(tl.float32)
+    return t[None, :] - q[:, None]
+
+
+@triton.jit
+def scored(  # noqa: PLR0917
+    places: tl.tensor,
+    row: tl.tensor,
+    head: tl.tensor,
+    q: tl.tensor,
+    t: tl.tensor,
+    frames: tl.tensor,
+    reach: tl.tensor,
+) -> tl.tensor:
+    """Where among a head's scores that of a distance stands; beyond their reach, the last of its side."""
+    distance = distance_of(places, row, q, t, frames)
+    return head * (2 * reach + 1) + reach + tl.minimum(tl.maximum(distance, -reach), reach)
 
 
 @triton.jit
@@ -110,10 +130,18 @@ def kept_pairs(  # noqa: PLR0917
 
 @triton.jit
 def add_by_distance(  # noqa: PLR0917
-    score_grad: tl.tensor, of_bias: tl.tensor, head: tl.tensor, q: tl.tensor, t: tl.tensor, frames: tl.tensor
+    score_grad: tl.tensor,
+    of_bias: tl.tensor,
+    places: tl.tensor,
+    row: tl.tensor,
+    head: tl.tensor,
+    q: tl.tensor,
+    t: tl.tensor,
+    frames: tl.tensor,
+    reach: tl.tensor,
 ) -> None:
     """To the gradient of each distance what all pairs at that distance have."""
-    place = head * (2 * frames - 1) + t[None, :] - q[:, None] + (frames - 1)
+    place = scored(places, row, head, q, t, frames, reach)
     tl.atomic_add(score_grad + place, of_bias, mask=(q < frames)[:, None] & (t < frames)[None, :], sem="relaxed")
 
 

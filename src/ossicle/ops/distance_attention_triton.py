@@ -27,14 +27,15 @@ from ossicle.ops.dropout_triton import drops
 
 
 class Inputs(NamedTuple):
-    """What the kernels read; letters beside the legend's: R distances, from 1 - T to T - 1.
+    """What the kernels read; letters beside the legend's: R distances, as many before a query as behind it.
 
     Args:
         q_BTHK: Queries, contiguous as keys and values are.
         k_BTHK: Keys.
         v_BTHK: Values.
         weight_BHT: What a query's bias is multiplied with, float32, shape (B, H, T).
-        score_HR: Biases by distance, float32, shape (H, 2T - 1); None for minus the distance itself.
+        score_HR: Biases by distance, float32, shape (H, R), which the first and the last stand for all beyond; None for
+            minus the distance itself.
         place_BT: Where frames stand, int32, shape (B, T); None where they stand one after another.
         valid_BT: True where a frame is real; None where every frame is.
         seeds_2: Of the dropout.
@@ -90,10 +91,11 @@ def _pointers(inputs: Inputs) -> tuple[Tensor | None, ...]:
     return inputs._replace(valid_BT=valid_BT)[:-1]
 
 
-def _scalars(inputs: Inputs) -> tuple[int, int, float]:
-    """Heads, frames, and the scale of products."""
+def _scalars(inputs: Inputs) -> tuple[int, int, int, float]:
+    """Heads, frames, the farthest distance that has a score of its own, and the scale of products."""
     _, frames, heads, width = inputs.q_BTHK.shape
-    return heads, frames, 1 / math.sqrt(width)
+    reach = 0 if inputs.score_HR is None else inputs.score_HR.shape[1] // 2
+    return heads, frames, reach, 1 / math.sqrt(width)
 
 
 def _grid(inputs: Inputs, block: int) -> tuple[int, int]:
@@ -131,6 +133,7 @@ def _forward_kernel(  # noqa: PLR0917
     sums: tl.tensor,
     heads: tl.tensor,
     frames: tl.tensor,
+    reach: tl.tensor,
     scale: tl.tensor,
     threshold: tl.tensor,
     gain: tl.tensor,
@@ -153,7 +156,7 @@ def _forward_kernel(  # noqa: PLR0917
         t = start + tl.arange(0, BLOCK_T)
         key = load_tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
         value = load_tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
-        bias = weight[:, None] * bias_of(scores, places, row, head, q, t, frames)
+        bias = weight[:, None] * bias_of(scores, places, row, head, q, t, frames, reach)
         logits = logits_of(query, key, bias, valid, row, t, frames, scale, PRECISION)
         above = tl.maximum(highest, tl.max(logits, 1))
         share = tl.exp2(logits - above[:, None])
@@ -185,6 +188,7 @@ def _query_kernel(  # noqa: PLR0917
     alongs: tl.tensor,
     heads: tl.tensor,
     frames: tl.tensor,
+    reach: tl.tensor,
     scale: tl.tensor,
     threshold: tl.tensor,
     gain: tl.tensor,
@@ -212,7 +216,7 @@ def _query_kernel(  # noqa: PLR0917
         t = start + tl.arange(0, BLOCK_T)
         key = load_tile(keys, row, head, t, heads, frames, WIDTH, BLOCK_K)
         value = load_tile(values, row, head, t, heads, frames, WIDTH, BLOCK_K)
-        unit = bias_of(scores, places, row, head, q, t, frames)
+        unit = bias_of(scores, places, row, head, q, t, frames, reach)
         share, of_logit = gradients_of_logits(
             query, key, value, grad, weight[:, None] * unit, lse, along, q, t,
             valid, seeds, line, row, frames, scale, threshold, gain, DROPS, PRECISION,
@@ -222,7 +226,7 @@ def _query_kernel(  # noqa: PLR0917
         mean += tl.sum(share * unit, 1)
         drift += tl.sum(of_logit, 1)
         if scores is not None:
-            add_by_distance(score_grad, of_logit * weight[:, None], head, q, t, frames)
+            add_by_distance(score_grad, of_logit * weight[:, None], places, row, head, q, t, frames, reach)
     store_tile(query_grad, of_query * scale, row, head, q, heads, frames, WIDTH, BLOCK_K)
     # A query's gradients of logits add up to zero but for the rounding of what it said, which distances would magnify.
     tl.store(weight_grad + line * frames + q, of_weight - mean * drift, mask=q < frames)
@@ -245,6 +249,7 @@ def _key_kernel(  # noqa: PLR0917
     value_grad: tl.tensor,
     heads: tl.tensor,
     frames: tl.tensor,
+    reach: tl.tensor,
     scale: tl.tensor,
     threshold: tl.tensor,
     gain: tl.tensor,
@@ -269,7 +274,7 @@ def _key_kernel(  # noqa: PLR0917
         weight = tl.load(weights + line * frames + q, mask=q < frames, other=0.0)
         lse = tl.load(sums + line * frames + q, mask=q < frames, other=float("inf"))
         along = tl.load(alongs + line * frames + q, mask=q < frames, other=0.0)
-        unit = bias_of(scores, places, row, head, q, t, frames)
+        unit = bias_of(scores, places, row, head, q, t, frames, reach)
         share, of_logit = gradients_of_logits(
             query, key, value, grad, weight[:, None] * unit, lse, along, q, t,
             valid, seeds, line, row, frames, scale, threshold, gain, DROPS, PRECISION,
