@@ -19,18 +19,20 @@ SUBNETS = pytest.mark.parametrize("subnet", [UNLIKE, Subnet(16, (3, 2), (24, 32)
 HEAD_DIM = 8
 
 
-def small() -> Elastic:
+def small(head_dim: int | None = None) -> Elastic:
     torch.manual_seed(0)
     return Elastic(
-        partial(Attention, num_heads=4, dropout=0.0), dims=(16, 24, 32), heads=(2, 3, 4), ffn_ratios=(1.5, 2.0),
-        depths=(1, 2, 3), position_kernel=8, position_groups=4, dropout=0.0,
+        partial(Attention, num_heads=4, dropout=0.0, head_dim=head_dim),
+        dims=(16, 24, 32), heads=(2, 3, 4), ffn_ratios=(1.5, 2.0), depths=(1, 2, 3),
+        position_kernel=8, position_groups=4, dropout=0.0,
     ).eval()  # fmt: skip
 
 
 def cut_out(encoder: Elastic, dim: int, heads: int, ffn_dim: int, depth: int) -> Transformer:
     """A plain Transformer with the corners of the supernet's weights."""
+    mixer = partial(Attention, num_heads=heads, dropout=0.0, head_dim=encoder.blocks[0].mixer.head_dim)
     plain = Transformer(
-        partial(Attention, num_heads=heads, dropout=0.0), dim=dim, num_layers=depth, ffn_dim=ffn_dim, dropout=0.0,
+        mixer, dim=dim, num_layers=depth, ffn_dim=ffn_dim, dropout=0.0,
         layer_drop=0.0, position_kernel=8, position_groups=dim // 8,
     ).eval()  # fmt: skip
     weight, bias = encoder.position.conv.weight[:dim], encoder.position.conv.bias[:dim]
@@ -137,9 +139,12 @@ def test_a_subnets_multiply_accumulates_are_those_of_the_formula(subnet: Subnet)
     assert count_macs(lambda: encoder(x_BTD)) == made
 
 
+@pytest.mark.parametrize("head_dim", [None, 5])
 @pytest.mark.parametrize(("dim", "heads", "ffn_dim", "depth"), [(16, 2, 24, 2), (24, 3, 48, 1), (32, 4, 64, 3)])
-def test_a_subnet_equals_the_transformer_cut_out_of_it(dim: int, heads: int, ffn_dim: int, depth: int) -> None:
-    encoder = small()
+def test_a_subnet_equals_the_transformer_cut_out_of_it(
+    dim: int, heads: int, ffn_dim: int, depth: int, head_dim: int | None
+) -> None:
+    encoder = small(head_dim)
     encoder.choose(Subnet(dim, (heads,) * depth, (ffn_dim,) * depth))
     x_BTD = torch.randn(2, 11, 32)
     out_BTD = encoder(x_BTD).last_BTD

@@ -142,10 +142,10 @@ def test_a_hybrid_of_more_mixers_than_layers_is_refused() -> None:
 
 
 def test_an_experiments_null_is_left_out_where_a_part_takes_numbers_alone(caplog: pytest.LogCaptureFixture) -> None:
-    node = {"_target_": "ossicle.mixer.rotary.Rotary", "_partial_": True, "num_heads": None}
+    node = {"_target_": "ossicle.mixer.summary.Summary", "_partial_": True, "num_heads": None}
     with caplog.at_level(logging.INFO):
         assert "num_heads" not in fit_parts({"mixer": node}, set())["mixer"]
-    assert "mixer.num_heads=None is not for Rotary: left out" in caplog.text
+    assert "mixer.num_heads=None is not for Summary: left out" in caplog.text
     with pytest.raises(ConfigError, match=r"mixer\.num_heads=None is not what it can be"):
         check_binding(fit_parts({"mixer": node}, {"mixer.num_heads"}))
     attention = node | {"_target_": "ossicle.mixer.attention.Attention"}

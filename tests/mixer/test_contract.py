@@ -25,6 +25,7 @@ SMALL = {"num_heads": 3, "dropout": 0.0}
 """What is set for every mixer that takes it: heads that divide the width, and nothing random."""
 NAMES = [name for name in groups()["mixer"] if name != "pattern"]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention, wide heads": ("attention", {"head_dim": 10}),
     "convolution, dynamic": ("convolution", {"kind": "dynamic"}),
     "convolution, depthwise": ("convolution", {"kind": "depthwise"}),
     "hyena, order 1": ("hyena", {"order": 1}),

@@ -21,8 +21,8 @@ COMMON = {
 }  # fmt: skip
 
 
-def layers(num_layers: int = 2) -> list[DisentangledAttention]:
-    stack = DisentangledAttentionStack(HEADS, 0.0, num_buckets=BUCKETS, max_distance=FARTHEST)
+def layers(num_layers: int = 2, head_dim: int | None = None) -> list[DisentangledAttention]:
+    stack = DisentangledAttentionStack(HEADS, 0.0, num_buckets=BUCKETS, max_distance=FARTHEST, head_dim=head_dim)
     built = stack.build([DIM] * num_layers)
     noisy(nn.ModuleList(built))
     return [mixer for mixer in built if isinstance(mixer, DisentangledAttention)]
@@ -61,13 +61,16 @@ def test_it_equals_transformers_deberta_v2() -> None:
 
 
 @pytest.mark.parametrize("budget", [2**28, HEADS * 9 * 2])
-def test_it_equals_a_loop_in_float64_in_blocks_too(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head_dim", [None, 5])
+def test_it_equals_a_loop_in_float64_in_blocks_too(
+    budget: int, head_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attend = disentangled_attention.attend_biased
     monkeypatch.setattr(
         disentangled_attention, "attend_biased", lambda *args, **more: attend(*args, **more, budget=budget)
     )
-    owner, mixer = (one.double() for one in layers())
-    frames, width = 9, DIM // HEADS
+    owner, mixer = (one.double() for one in layers(head_dim=head_dim))
+    frames, width = 9, head_dim or DIM // HEADS
     x_TD = torch.randn(frames, DIM, dtype=torch.float64)
     q_THK, k_THK, v_THK = (mapped(linear, array(x_TD), HEADS) for linear in (mixer.query, mixer.key, mixer.value))
     raw_GD = array(owner.embedding.weight)
@@ -84,7 +87,7 @@ def test_it_equals_a_loop_in_float64_in_blocks_too(budget: int, monkeypatch: pyt
         position = q_THK[query, head] @ to_GHK[place, head] + k_THK[key, head] @ from_GHK[place, head]
         return (content + position) / math.sqrt(3 * width)
 
-    expected = mapped(mixer.out, softmax_means(score, v_THK).reshape(frames, DIM))[:, 0]
+    expected = mapped(mixer.out, softmax_means(score, v_THK).reshape(frames, -1))[:, 0]
     np.testing.assert_allclose(array(mixer(x_TD[None]))[0], expected, atol=1e-12)
 
 

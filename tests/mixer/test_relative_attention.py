@@ -14,8 +14,8 @@ from tests.mixer.loops import array, macs, mapped, noisy, num_parameters, softma
 DIM, HEADS, BUCKETS, FARTHEST = 24, 3, 8, 12
 
 
-def layers(num_layers: int = 2) -> list[RelativeAttention]:
-    built = RelativeAttentionStack(HEADS, 0.0, BUCKETS, FARTHEST).build([DIM] * num_layers)
+def layers(num_layers: int = 2, head_dim: int | None = None) -> list[RelativeAttention]:
+    built = RelativeAttentionStack(HEADS, 0.0, BUCKETS, FARTHEST, head_dim).build([DIM] * num_layers)
     noisy(nn.ModuleList(built))
     return [mixer for mixer in built if isinstance(mixer, RelativeAttention)]
 
@@ -49,12 +49,15 @@ def test_two_layers_equal_transformers_wavlm_which_hands_the_bias_on(masked: boo
 
 
 @pytest.mark.parametrize("budget", [2**28, HEADS * 9 * 2])
-def test_it_equals_a_loop_in_float64_in_blocks_too(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head_dim", [None, 5])
+def test_it_equals_a_loop_in_float64_in_blocks_too(
+    budget: int, head_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attend = relative_attention.attend_by_distance
     monkeypatch.setattr(
         relative_attention, "attend_by_distance", lambda *args, **more: attend(*args, **more, budget=budget)
     )
-    owner, mixer = (one.double() for one in layers())
+    owner, mixer = (one.double() for one in layers(head_dim=head_dim))
     assert owner.distance_bias is not None
     x_TD = torch.randn(9, DIM, dtype=torch.float64)
     x, frames = array(x_TD), 9
@@ -73,9 +76,9 @@ def test_it_equals_a_loop_in_float64_in_blocks_too(budget: int, monkeypatch: pyt
         # the paper's sum: the bias, and a mean of it with its scaled and reset self
         reset_distance = array(mixer.gate_scale)[head] * reset * distance
         gated = distance + (1 - update) * distance + update * reset_distance
-        return q_THK[query, head] @ k_THK[key, head] / math.sqrt(DIM // HEADS) + gated
+        return q_THK[query, head] @ k_THK[key, head] / math.sqrt(head_dim or DIM // HEADS) + gated
 
-    mixed_TD = softmax_means(score, v_THK).reshape(frames, DIM)
+    mixed_TD = softmax_means(score, v_THK).reshape(frames, -1)
     expected = mapped(mixer.out, mixed_TD)[:, 0]
     np.testing.assert_allclose(array(mixer(x_TD[None]))[0], expected, atol=1e-12)
 

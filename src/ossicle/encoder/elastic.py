@@ -59,7 +59,6 @@ class ElasticBlock(Block):
         self.contract = nn.Linear(ffn_dim, dim)
         self.feed_forward_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
-        self.head_dim = dim // mixer.num_heads
 
     @override
     def forward(
@@ -81,10 +80,10 @@ class ElasticBlock(Block):
         """
         num_heads = self.mixer.num_heads if num_heads is None else num_heads
         ffn_dim = self.expand.out_features if ffn_dim is None else ffn_dim
-        dim, inner = x_BTD.shape[-1], num_heads * self.head_dim
+        dim, inner = x_BTD.shape[-1], num_heads * self.mixer.head_dim
         mixer = self.mixer
         q_BTHK, k_BTHK, v_BTHK = (
-            corner(linear, x_BTD, inner).unflatten(-1, (num_heads, self.head_dim))
+            corner(linear, x_BTD, inner).unflatten(-1, (num_heads, mixer.head_dim))
             for linear in (mixer.query, mixer.key, mixer.value)
         )
         dropout = mixer.dropout if self.training else 0.0

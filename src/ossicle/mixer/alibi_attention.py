@@ -23,7 +23,7 @@ class AlibiAttention(MultiHead, Placed):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         owner: The layer whose scales this one reads, or None where it has its own.
 
@@ -36,13 +36,19 @@ class AlibiAttention(MultiHead, Placed):
     reads_order = False
 
     def __init__(
-        self, dim: int, num_heads: int = 12, dropout: float = 0.1, *, owner: "AlibiAttention | None" = None
+        self,
+        dim: int,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        *,
+        head_dim: int | None = None,
+        owner: "AlibiAttention | None" = None,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim)
         self.dropout = dropout
-        self.register_buffer("slope_H", torch.tensor(alibi_slopes(num_heads)), persistent=False)
+        self.register_buffer("slope_H", torch.tensor(alibi_slopes(self.num_heads)), persistent=False)
         # Only the owner registers the scales, which stand once among the weights; a tuple hides it in the others.
-        self.scale = nn.Parameter(torch.ones(num_heads)) if owner is None else None
+        self.scale = nn.Parameter(torch.ones(self.num_heads)) if owner is None else None
         self._owner: tuple[AlibiAttention, ...] = () if owner is None else (owner,)
 
     def slopes(self) -> Float[Tensor, " H"]:
@@ -65,14 +71,19 @@ class AlibiAttentionStack(MixerStack):
     """Layers of :class:`AlibiAttention` that share the first one's scales, as data2vec 2.0's do.
 
     Args:
-        num_heads: Attention heads (H); must divide every layer's width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
     """
 
-    def __init__(self, num_heads: int = 12, dropout: float = 0.1) -> None:
+    def __init__(self, num_heads: int | None = 12, dropout: float = 0.1, head_dim: int | None = None) -> None:
         self.num_heads = num_heads
         self.dropout = dropout
+        self.head_dim = head_dim
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
-        return owned_layers(dims, lambda dim, owner: AlibiAttention(dim, self.num_heads, self.dropout, owner=owner))
+        def make(dim: int, owner: AlibiAttention | None) -> AlibiAttention:
+            return AlibiAttention(dim, self.num_heads, self.dropout, head_dim=self.head_dim, owner=owner)
+
+        return owned_layers(dims, make)

@@ -5,7 +5,6 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
-from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float, Int
 from ossicle.layer.multi_head import MultiHead
 from ossicle.mixer.base import Mixer
@@ -18,8 +17,8 @@ class Attention(MultiHead, Mixer):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width. None counts them by ``head_dim``.
-        head_dim: Width of a head (K), for stacks whose width grows; None where ``num_heads`` says it.
+        num_heads: Attention heads (H); None counts them by ``head_dim``, for stacks whose width grows.
+        head_dim: Width of a head (K); None for D / H. With both, H x K need not be the model's width.
         dropout: Dropout of attention weights while training.
         backend: Kernel: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
 
@@ -37,9 +36,7 @@ class Attention(MultiHead, Mixer):
         backend: str = AUTO,
         head_dim: int | None = None,
     ) -> None:
-        if num_heads is None or head_dim is not None:
-            num_heads = heads_of(dim, num_heads, head_dim)
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim)
         check_backend(backend)
         self.dropout = dropout
         self.backend = backend
@@ -59,17 +56,3 @@ class Attention(MultiHead, Mixer):
         dropout = self.dropout if self.training else 0.0
         mixed_PHK = attend_packed(q_PHK, k_PHK, v_PHK, cu_seqlens, max_frames, dropout=dropout, backend=self.backend)
         return self.join(mixed_PHK)
-
-
-def heads_of(dim: int, num_heads: int | None, head_dim: int | None) -> int:
-    """Heads of a width by the width of one.
-
-    Raises:
-        ConfigError: Both are stated, or neither, or the head's width does not divide the model's.
-    """
-    if (num_heads is None) == (head_dim is None):
-        raise ConfigError("mixer.num_heads and mixer.head_dim say the same twice, or nothing", "state one of them")
-    assert head_dim is not None
-    if head_dim < 1 or dim % head_dim:
-        raise ConfigError(f"mixer.head_dim={head_dim} does not divide the width {dim}", "give a divisor, such as 64")
-    return dim // head_dim

@@ -67,12 +67,13 @@ class DisentangledAttention(MultiHead, Placed):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         num_buckets: Buckets of distances on each side.
         max_distance: Distance in frames that the last bucket of a side stands for.
         distance_dropout: Dropout of the embeddings of distances while training; None for ``dropout``. DeBERTa takes its
             hidden layers', which SEW-D sets to 0.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
         owner: The layer whose embedding this one reads, or None where it has its own.
     """
 
@@ -81,17 +82,18 @@ class DisentangledAttention(MultiHead, Placed):
     def __init__(
         self,
         dim: int,
-        num_heads: int = 12,
+        num_heads: int | None = 12,
         dropout: float = 0.1,
         *,
         num_buckets: int = 256,
         max_distance: int = 512,
         distance_dropout: float | None = None,
+        head_dim: int | None = None,
         owner: "DisentangledAttention | None" = None,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim)
         self.dropout = dropout
-        self.scale = 1 / math.sqrt(PARTS * (dim // num_heads))
+        self.scale = 1 / math.sqrt(PARTS * self.head_dim)
         # Only the owner registers the embedding: it stands once among the weights. A tuple hides it in the others.
         of_distances = dropout if distance_dropout is None else distance_dropout
         self.distances = DistanceEmbedding(dim, num_buckets, max_distance, of_distances) if owner is None else None
@@ -135,26 +137,30 @@ class DisentangledAttentionStack(MixerStack):
     """Layers of :class:`DisentangledAttention`; those of one width share the first one's embedding of distances.
 
     Args:
-        num_heads: Attention heads (H); must divide every layer's width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         num_buckets: Buckets of distances on each side.
         max_distance: Distance in frames that the last bucket of a side stands for.
         distance_dropout: Dropout of the embeddings of distances while training; None for ``dropout``.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
     """
 
     def __init__(
         self,
-        num_heads: int = 12,
+        num_heads: int | None = 12,
         dropout: float = 0.1,
         num_buckets: int = 256,
         max_distance: int = 512,
         distance_dropout: float | None = None,
+        *,
+        head_dim: int | None = None,
     ) -> None:
         self.num_heads = num_heads
         self.dropout = dropout
         self.num_buckets = num_buckets
         self.max_distance = max_distance
         self.distance_dropout = distance_dropout
+        self.head_dim = head_dim
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
@@ -168,6 +174,7 @@ class DisentangledAttentionStack(MixerStack):
                 num_buckets=self.num_buckets,
                 max_distance=self.max_distance,
                 distance_dropout=self.distance_dropout,
+                head_dim=self.head_dim,
                 owner=owners.get(dim),
             )
             owners.setdefault(dim, mixer)

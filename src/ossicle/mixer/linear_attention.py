@@ -19,7 +19,8 @@ class LinearAttention(MultiHead, Mixer):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
 
     Raises:
         ConfigError: If the heads do not divide the width.
@@ -27,8 +28,8 @@ class LinearAttention(MultiHead, Mixer):
 
     reads_order = False
 
-    def __init__(self, dim: int, num_heads: int = 12) -> None:
-        super().__init__(dim, num_heads)
+    def __init__(self, dim: int, num_heads: int | None = 12, head_dim: int | None = None) -> None:
+        super().__init__(dim, num_heads, head_dim)
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

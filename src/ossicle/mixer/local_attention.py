@@ -25,11 +25,12 @@ class LocalAttention(MultiHead, Mixer):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         window: Frames to each side that a frame sees.
         num_global: First frames of an utterance that are global.
         backend: Kernel of the window: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
 
     Raises:
         ConfigError: If the heads do not divide the width, the window or the count is negative, or the backend is not to
@@ -39,14 +40,15 @@ class LocalAttention(MultiHead, Mixer):
     def __init__(
         self,
         dim: int,
-        num_heads: int = 12,
+        num_heads: int | None = 12,
         dropout: float = 0.1,
         *,
         window: int = 64,
         num_global: int = 0,
         backend: str = AUTO,
+        head_dim: int | None = None,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim)
         if window < 0 or num_global < 0:
             raise ConfigError(f"mixer.window={window} with mixer.num_global={num_global}", "neither is negative")
         check_backend(backend)
@@ -60,9 +62,10 @@ class LocalAttention(MultiHead, Mixer):
         self.num_global = num_global
         self.backend = backend
         if num_global:
-            self.query_global = init_linear(nn.Linear(dim, dim))
-            self.key_global = init_linear(nn.Linear(dim, dim))
-            self.value_global = init_linear(nn.Linear(dim, dim))
+            inner = self.num_heads * self.head_dim
+            self.query_global = init_linear(nn.Linear(dim, inner))
+            self.key_global = init_linear(nn.Linear(dim, inner))
+            self.value_global = init_linear(nn.Linear(dim, inner))
 
     @override
     def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:

@@ -60,16 +60,24 @@ class LowRankAttention(MultiHead, Mixer):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         num_segments: Pooled keys and values (Linformer's k).
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
 
     Raises:
         ConfigError: If the heads do not divide the width, or there is no segment.
     """
 
-    def __init__(self, dim: int, num_heads: int = 12, dropout: float = 0.1, num_segments: int = 128) -> None:
-        super().__init__(dim, num_heads)
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        num_segments: int = 128,
+        head_dim: int | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads, head_dim)
         if num_segments < 1:
             raise ConfigError(f"mixer.num_segments={num_segments}", "at least one; Linformer takes 128 or 256")
         self.dropout = dropout

@@ -10,7 +10,7 @@ from typing_extensions import override
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import INIT_STD
-from ossicle.layer.multi_head import MultiHead, split_heads
+from ossicle.layer.multi_head import MultiHead, check_heads, split_heads
 from ossicle.mixer.base import Mixer, MixerStack, Placed, owned_layers
 from ossicle.ops.distance_attention import attend_by_distance
 from ossicle.ops.relative_position import distances, wavlm_buckets
@@ -58,11 +58,16 @@ class RelativeAttention(MultiHead, Placed):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H), which divide the width: the gate reads that share of a frame. None counts them
+            by ``head_dim``.
         dropout: Dropout of attention weights while training.
         num_buckets: Buckets of distances, both sides together.
         max_distance: Distance in frames from which on all share a bucket.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
         owner: The layer whose bias this one reads, or None where it has its own.
+
+    Raises:
+        ConfigError: If the heads do not divide the width, or the buckets cannot be made.
     """
 
     reads_order = False
@@ -70,21 +75,23 @@ class RelativeAttention(MultiHead, Placed):
     def __init__(
         self,
         dim: int,
-        num_heads: int = 12,
+        num_heads: int | None = 12,
         dropout: float = 0.1,
         *,
         num_buckets: int = 320,
         max_distance: int = 800,
+        head_dim: int | None = None,
         owner: "RelativeAttention | None" = None,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim)
         self.dropout = dropout
-        self.gate = nn.Linear(dim // num_heads, GATE_WIDTH)
+        self.gate = nn.Linear(dim // check_heads(dim, self.num_heads), GATE_WIDTH)
         nn.init.normal_(self.gate.weight, std=INIT_STD)
         nn.init.zeros_(self.gate.bias)
-        self.gate_scale = nn.Parameter(torch.ones(num_heads))
+        self.gate_scale = nn.Parameter(torch.ones(self.num_heads))
         # Only the owner registers the bias, so that it stands once among the weights; a tuple hides it in the others.
-        self.distance_bias = DistanceBias(num_heads, num_buckets, max_distance) if owner is None else None
+        bias = DistanceBias(self.num_heads, num_buckets, max_distance) if owner is None else None
+        self.distance_bias = bias
         self._owner: tuple[RelativeAttention, ...] = () if owner is None else (owner,)
 
     def score_of_distance(self, num_frames: int | None) -> Float[Tensor, "R H"]:
@@ -120,24 +127,38 @@ class RelativeAttentionStack(MixerStack):
     """Layers of :class:`RelativeAttention` that share the first one's bias, as WavLM's do.
 
     Args:
-        num_heads: Attention heads (H); must divide every layer's width.
+        num_heads: Attention heads (H), which divide every layer's width; None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         num_buckets: Buckets of distances, both sides together.
         max_distance: Distance in frames from which on all share a bucket.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
     """
 
     def __init__(
-        self, num_heads: int = 12, dropout: float = 0.1, num_buckets: int = 320, max_distance: int = 800
+        self,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        num_buckets: int = 320,
+        max_distance: int = 800,
+        head_dim: int | None = None,
     ) -> None:
         self.num_heads = num_heads
         self.dropout = dropout
         self.num_buckets = num_buckets
         self.max_distance = max_distance
+        self.head_dim = head_dim
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
         def make(dim: int, owner: RelativeAttention | None) -> RelativeAttention:
-            buckets = {"num_buckets": self.num_buckets, "max_distance": self.max_distance}
-            return RelativeAttention(dim, self.num_heads, self.dropout, **buckets, owner=owner)
+            return RelativeAttention(
+                dim,
+                self.num_heads,
+                self.dropout,
+                num_buckets=self.num_buckets,
+                max_distance=self.max_distance,
+                head_dim=self.head_dim,
+                owner=owner,
+            )
 
         return owned_layers(dims, make)

@@ -1,6 +1,7 @@
 """ARMHuBERT's attention: layers reuse the attention map of an earlier one (arXiv 2305.11685, section 2.2)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from typing_extensions import override
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Bool, Float
 from ossicle.layer.feed_forward import init_linear
-from ossicle.layer.multi_head import check_heads, split_heads
+from ossicle.layer.multi_head import head_sizes, split_heads
 from ossicle.mixer.base import Lender, Mixer, MixerStack
 from ossicle.ops.attention import AUTO, attend, check_backend
 
@@ -27,9 +28,10 @@ class ReusedAttention(Lender):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         backend: Kernel: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
         leader: The layer whose map is reused, or None where this one makes its own.
 
     Raises:
@@ -41,21 +43,23 @@ class ReusedAttention(Lender):
     def __init__(
         self,
         dim: int,
-        num_heads: int = 12,
+        num_heads: int | None = 12,
         dropout: float = 0.1,
         *,
         backend: str = AUTO,
+        head_dim: int | None = None,
         leader: "ReusedAttention | None" = None,
     ) -> None:
         super().__init__()
         check_backend(backend)
-        self.num_heads = check_heads(dim, num_heads)
+        self.num_heads, width = head_sizes(dim, num_heads, head_dim)
+        inner = self.num_heads * width
         self.dropout = dropout
         self.backend = backend
-        self.query = init_linear(nn.Linear(dim, dim)) if leader is None else None
-        self.key = init_linear(nn.Linear(dim, dim)) if leader is None else None
-        self.value = init_linear(nn.Linear(dim, dim))
-        self.out = init_linear(nn.Linear(dim, dim))
+        self.query = init_linear(nn.Linear(dim, inner)) if leader is None else None
+        self.key = init_linear(nn.Linear(dim, inner)) if leader is None else None
+        self.value = init_linear(nn.Linear(dim, inner))
+        self.out = init_linear(nn.Linear(inner, dim))
         # A tuple hides the leader from this module: its weights stand among the leader's alone.
         self._leader: tuple[ReusedAttention, ...] = () if leader is None else (leader,)
 
@@ -88,34 +92,50 @@ class ReusedAttentionStack(MixerStack):
     A layer of another width than the one before it starts a group.
 
     Args:
-        num_heads: Attention heads (H); must divide every layer's width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         num_reuses: Layers that reuse each map; 1 is the paper's: every second layer.
         backend: Kernel: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
 
     Raises:
         ConfigError: ``num_reuses`` is negative.
     """
 
-    def __init__(self, num_heads: int = 12, dropout: float = 0.1, num_reuses: int = 1, backend: str = AUTO) -> None:
+    def __init__(
+        self,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        num_reuses: int = 1,
+        backend: str = AUTO,
+        head_dim: int | None = None,
+    ) -> None:
         if num_reuses < 0:
             raise ConfigError(f"mixer.num_reuses={num_reuses}", "it counts layers: 0 or more")
         self.num_heads = num_heads
         self.dropout = dropout
         self.num_reuses = num_reuses
         self.backend = backend
+        self.head_dim = head_dim
 
     @override
     def build(self, dims: Sequence[int]) -> list[Mixer]:
+        make = partial(
+            ReusedAttention,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            backend=self.backend,
+            head_dim=self.head_dim,
+        )
         mixers: list[Mixer] = []
         leader: ReusedAttention | None = None
         led_dim, reuses = 0, 0
         for dim in dims:
             if leader is None or dim != led_dim or reuses == self.num_reuses:
-                leader = ReusedAttention(dim, self.num_heads, self.dropout, backend=self.backend)
+                leader = make(dim)
                 led_dim, reuses = dim, 0
                 mixers.append(leader)
             else:
                 reuses += 1
-                mixers.append(ReusedAttention(dim, self.num_heads, self.dropout, backend=self.backend, leader=leader))
+                mixers.append(make(dim, leader=leader))
         return mixers

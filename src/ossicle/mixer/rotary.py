@@ -21,10 +21,11 @@ class Rotary(MultiHead, Placed):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width into an even width of heads.
+        num_heads: Attention heads (H), of even width; None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         base: Of the frequencies: the slowest pair of channels turns once in about 2 pi x base frames.
         backend: Kernel: ``auto``, or one of ``ossicle.ops.attention_backends.BACKENDS`` by name.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
 
     Raises:
         ConfigError: If the heads do not divide the width, are of odd width, or the backend is not to be had.
@@ -33,13 +34,19 @@ class Rotary(MultiHead, Placed):
     reads_order = False
 
     def __init__(
-        self, dim: int, num_heads: int = 12, dropout: float = 0.1, base: float = 10_000.0, backend: str = AUTO
+        self,
+        dim: int,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        base: float = 10_000.0,
+        backend: str = AUTO,
+        *,
+        head_dim: int | None = None,
     ) -> None:
-        super().__init__(dim, num_heads)
-        self.head_dim = dim // num_heads
+        super().__init__(dim, num_heads, head_dim)
         if self.head_dim % 2:
             raise ConfigError(
-                f"mixer.num_heads={num_heads} makes heads of odd width {self.head_dim}",
+                f"mixer.num_heads={self.num_heads} makes heads of odd width {self.head_dim}",
                 "rotary embedding turns pairs of channels: take twice or half as many heads, or an even width",
             )
         check_backend(backend)

@@ -28,11 +28,12 @@ class StridedAttention(MultiHead, Mixer):
 
     Args:
         dim: Model width (D).
-        num_heads: Attention heads (H); must divide the width.
+        num_heads: Attention heads (H); None counts them by ``head_dim``.
         dropout: Dropout of attention weights while training.
         stride: Frames to each side that are seen, and frames between the others.
         pattern: ``split``: the first half of the heads, rounded up, sees near frames and the others columns, on fused
             kernels; ``merged``: every head sees both under one softmax, whose scores are written out.
+        head_dim: Width of a head (K), as in ``attention``; None for D / H.
 
     Raises:
         ConfigError: If the heads do not divide the width or are too few to be split, the stride is not positive, or
@@ -40,14 +41,21 @@ class StridedAttention(MultiHead, Mixer):
     """
 
     def __init__(
-        self, dim: int, num_heads: int = 12, dropout: float = 0.1, stride: int = 32, pattern: str = "split"
+        self,
+        dim: int,
+        num_heads: int | None = 12,
+        dropout: float = 0.1,
+        stride: int = 32,
+        pattern: str = "split",
+        *,
+        head_dim: int | None = None,
     ) -> None:
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim)
         if stride < 1:
             raise ConfigError(f"mixer.stride={stride}", "it counts frames: 1 or more; the root of T costs least")
         if pattern not in PATTERNS:
             raise ConfigError(f"mixer.pattern={pattern!r} does not exist", f"name one of: {', '.join(PATTERNS)}")
-        if pattern == "split" and num_heads < 2:
+        if pattern == "split" and self.num_heads < 2:
             raise ConfigError("mixer.num_heads=1 cannot be split", "take two heads or more, or mixer.pattern=merged")
         self.dropout = dropout
         self.stride = stride
