@@ -113,6 +113,60 @@ def test_old_folders_with_pickled_weights_are_read_too(tmp_path: Path) -> None:
         torch.testing.assert_close(huggingface_encoder(tmp_path)(waveform).last_BTD, theirs(waveform).last_hidden_state)
 
 
+@pytest.mark.parametrize("kind", [HubertModel, WavLMModel])
+def test_weights_in_several_files_are_read_as_transformers_reads_them(kind: type[nn.Module], tmp_path: Path) -> None:
+    theirs = saved(tmp_path, kind, audio=False)
+    whole = huggingface_encoder(tmp_path).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    again = kind.from_pretrained(tmp_path).eval()
+    state = huggingface_encoder(tmp_path).state_dict()
+    assert state.keys() == whole.keys()
+    assert all(torch.equal(state[key], value) for key, value in whole.items())
+    waveform = torch.randn(1, 4000)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            huggingface_encoder(tmp_path)(waveform).last_BTD, again(waveform).last_hidden_state, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_pickled_weights_in_several_files_are_read_too(tmp_path: Path) -> None:
+    theirs = saved(tmp_path, audio=False)
+    (tmp_path / "model.safetensors").unlink()
+    state = theirs.state_dict()
+    files = {key: f"pytorch_model-{number % 2}.bin" for number, key in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({key: value for key, value in state.items() if files[key] == file}, tmp_path / file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    waveform = torch.randn(1, 4000)
+    with torch.no_grad():
+        torch.testing.assert_close(huggingface_encoder(tmp_path)(waveform).last_BTD, theirs(waveform).last_hidden_state)
+
+
+def test_an_index_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
+    saved(tmp_path, audio=False).save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors").unlink(missing_ok=True)
+    index = tmp_path / "model.safetensors.index.json"
+    read = json.loads(index.read_text())
+    shard = tmp_path / min(read["weight_map"].values())
+    kept = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"lacks {shard.name}, which model\.safetensors\.index\.json names"):
+        huggingface_encoder(tmp_path)
+    shard.write_bytes(kept)
+    key = "encoder.layers.9.layer_norm.bias"
+    for weight_map, problem in (
+        ({**read["weight_map"], key: shard.name}, f"lack {key}"),
+        ({key: f"../{shard.name}"}, "names no files beside it"),
+        (None, "names no files beside it"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(DataError, match=problem):
+            huggingface_encoder(tmp_path)
+
+
 def test_what_cannot_be_built_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no .*config\.json"):
         huggingface_encoder(tmp_path)

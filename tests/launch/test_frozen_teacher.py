@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from ossicle.launch.config import compose
+from ossicle.launch.experiment import check, resolved
+from ossicle.launch.pretrain import pretrain
 from tests.launch.toy import TOY, ossicle, single_run
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
@@ -50,6 +53,22 @@ def test_a_model_of_hugging_face_teaches_and_a_finished_run_teaches_the_next(
     state = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     taught = load_file(run / "encoder.safetensors")
     assert all(torch.equal(state[f"objective.target.frozen.{key}"], value) for key, value in taught.items())
+
+
+def test_a_model_whose_weights_lie_in_several_files_teaches(
+    hubert: Path, synthetic_dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sharded"
+    HubertModel.from_pretrained(hubert).save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    words = ["experiment=data2vec_tiny", f"data.shards={synthetic_dataset}", "target=teacher_huggingface", *TOY]
+    config = resolved(compose("pretrain", [*words, f"target.model.directory={folder}", "max_steps=2"]))
+    check(config)
+    assert pretrain(config, tmp_path / "run") is not None
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    theirs = load_file(hubert / "model.safetensors")
+    kept = state["objective.target.frozen.encoder.blocks.1.feed_forward.contract.weight"]
+    assert torch.equal(kept, theirs["encoder.layers.1.feed_forward.output_dense.weight"])
 
 
 def test_a_folder_without_a_model_is_refused_before_the_data_are_read(tmp_path: Path) -> None:

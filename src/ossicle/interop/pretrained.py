@@ -26,6 +26,8 @@ Settings = Mapping[str, Any]
 
 SUPPORTED: Final = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+INDEX: Final = ".index.json"
+"""What follows the name of weights in a file that says which tensor lies in which of several files."""
 _FIXED: Final[Settings] = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
 """Settings of which this project has one value alone; all are transformers' defaults."""
 
@@ -39,8 +41,9 @@ def huggingface_encoder(directory: Path | str, *, normalise: bool | None = None)
     """A wav2vec 2.0, HuBERT, WavLM or data2vec model of transformers with its weights, on the host, without dropout.
 
     Args:
-        directory: Holds config.json, the weights (model.safetensors or pytorch_model.bin) and, where ``normalise`` is
-            not stated, preprocessor_config.json. Heads beside the encoder are left out.
+        directory: Holds config.json, the weights (model.safetensors or pytorch_model.bin, or several files and an index
+            of them) and, where ``normalise`` is not stated, preprocessor_config.json. Heads beside the encoder are left
+            out.
         normalise: Whether each row's samples are brought to mean 0 and variance 1 first. None: what ``do_normalize`` of
             preprocessor_config.json says; where there is no such file, yes for models with layer norms in the
             convolutions, which were trained so (arXiv 2006.11477, section 2).
@@ -141,13 +144,44 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder's weights, in float32.
 
     Raises:
-        ConfigError: There are no weights, or they lie in several files.
-        DataError: The file is damaged.
+        ConfigError: There are no weights.
+        DataError: A file is damaged, or one that an index names is missing.
     """
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise ConfigError(f"{folder} has none of {', '.join(WEIGHTS)}", "fetch the weights, in one file")
-    path = found[0]
+    for name in WEIGHTS:
+        whole, index = folder / name, folder / f"{name}{INDEX}"
+        if whole.is_file():
+            return _read_tensors(whole)
+        if index.is_file():
+            return _read_shards(index)
+    raise ConfigError(f"{folder} has none of {', '.join(WEIGHTS)}, and no index of them", "fetch the weights")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """All tensors that an index names: ``{"weight_map": {tensor: file}}``.
+
+    Raises:
+        DataError: The index is damaged, or a file or a tensor of its is missing.
+    """
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or any(Path(str(file)).name != file for file in places.values()):
+        raise DataError(f"{index} names no files beside it", "fetch or save the model again")
+    missing = sorted(file for file in set(places.values()) if not (index.parent / file).is_file())
+    if missing:
+        raise DataError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names", "fetch all the weights")
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        state |= _read_tensors(index.parent / file)
+    if not places.keys() <= state.keys():
+        raise DataError(f"the files of {index} lack {min(places.keys() - state.keys())}", "fetch the model again")
+    return state
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file, in float32.
+
+    Raises:
+        DataError: It is damaged.
+    """
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
