@@ -42,7 +42,7 @@ def cut_out(encoder: Elastic, dim: int, heads: int, ffn_dim: int, depth: int) ->
     plain.norm.weight.data, plain.norm.bias.data = encoder.norm.weight[:dim], encoder.norm.bias[:dim]
     for ours, theirs in zip(plain.blocks, encoder.blocks, strict=False):
         pairs = [(getattr(ours.mixer, n), getattr(theirs.mixer, n)) for n in ("query", "key", "value", "out")]
-        pairs += [(ours.feed_forward.expand, theirs.expand), (ours.feed_forward.contract, theirs.contract)]
+        pairs += [(getattr(ours.feed_forward, n), getattr(theirs.feed_forward, n)) for n in ("expand", "contract")]
         pairs += [(ours.mixer_norm, theirs.mixer_norm), (ours.feed_forward_norm, theirs.feed_forward_norm)]
         for mine, whole in pairs:
             mine.weight.data = whole.weight[tuple(slice(size) for size in mine.weight.shape)].clone()
@@ -73,8 +73,8 @@ def by_hand(encoder: Elastic, subnet: Subnet, x_TD: Tensor, kept: list[int] | No
         )
         mixed = [(q[h] @ k[h].T / HEAD_DIM**0.5).softmax(1) @ v[h] for h in range(heads)]
         x = normed(block.mixer_norm, x + mapped(block.mixer.out, torch.cat(mixed, 1), dim))
-        inside = functional.gelu(mapped(block.expand, x, ffn_dim))
-        x = normed(block.feed_forward_norm, x + mapped(block.contract, inside, dim))
+        inside = functional.gelu(mapped(block.feed_forward.expand, x, ffn_dim))
+        x = normed(block.feed_forward_norm, x + mapped(block.feed_forward.contract, inside, dim))
     return x
 
 
@@ -169,11 +169,11 @@ def test_a_narrow_subnet_trains_its_corner_alone() -> None:
     encoder = small()
     encoder.choose(Subnet(16, (2,), (24,)))
     encoder(torch.randn(2, 9, 32)).last_BTD.square().sum().backward()
-    grad = encoder.blocks[0].expand.weight.grad
+    grad = encoder.blocks[0].feed_forward.expand.weight.grad
     assert (grad[:24, :16] != 0).any()
     assert (grad[24:] == 0).all()
     assert (grad[:, 16:] == 0).all()
-    assert encoder.blocks[1].expand.weight.grad is None
+    assert encoder.blocks[1].feed_forward.expand.weight.grad is None
 
 
 def test_what_is_no_part_of_the_whole_is_refused() -> None:

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,12 +8,15 @@ from torch import Tensor
 
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError
+from ossicle.encoder.backbone import Backbone
+from ossicle.encoder.elastic import Elastic
 from ossicle.layer.layer_reader import Read
 from ossicle.layer.spec_augment import SpecAugment
+from ossicle.mixer.attention import Attention
 from ossicle.ops.momentum import Linear
 from ossicle.system.execution import compile_blocks
 from ossicle.target.ema_teacher import EmaTeacher
-from tests.objective.teaching import small_batch, small_model, small_teacher, step
+from tests.objective.teaching import DIM, small_batch, small_model, small_teacher, step
 
 
 def normalised(x_TD: Tensor) -> Tensor:
@@ -53,6 +57,31 @@ def test_dropout_and_skipped_layers_are_the_students_alone() -> None:
     teacher.adopt(model)
     teacher.train()
     assert torch.equal(teacher(small_batch()), teacher(small_batch()))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("read", ["blocks", "feed_forward"])
+def test_the_whole_of_a_supernet_teaches_whatever_size_is_trained(read: Read, *, dropout: bool) -> None:
+    attention = partial(Attention, num_heads=4, dropout=0.0)
+    elastic = Elastic(
+        attention, dims=(8, DIM), heads=(1, 4), ffn_ratios=(0.5, 2.0), depths=(1, 3), dropout=0.0,
+        position_kernel=4, position_groups=2,
+    )  # fmt: skip
+    model = Backbone(small_model().frontend, elastic, input_dropout=0.0)
+    teacher = EmaTeacher(
+        model.clock, model.feature_dim, momentum=Linear(0.5, 0.5), top_layers=2, read=read, dropout=dropout
+    )
+    teacher.adopt(model)
+    batch = small_batch()
+    whole = teacher.eval()(batch)
+    teacher.train()
+    model.train()
+    sizes = set()
+    for _ in range(8):
+        assert torch.equal(teacher(batch), whole)
+        sizes.add(int((model(batch.waveform_BS).last_BTD != 0).any(0).any(0).sum()))
+    assert sizes == {8, DIM}
+    assert whole.std() > 0.1
 
 
 def test_a_teacher_with_dropout_drops_and_skips_what_the_student_would_by_the_same_draws_and_hides_no_input() -> None:

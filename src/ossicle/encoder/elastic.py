@@ -18,6 +18,7 @@ from ossicle.encoder.block import Block
 from ossicle.encoder.stack import run_blocks
 from ossicle.layer.convolution import ConvolutionPosition
 from ossicle.layer.dropout import Dropout
+from ossicle.layer.feed_forward import FeedForward, corner
 from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.base import MixerFactory, build_mixers
@@ -55,8 +56,7 @@ class ElasticBlock(Block):
         super().__init__()
         self.mixer = mixer
         self.mixer_norm = LayerNorm(dim)
-        self.expand = nn.Linear(dim, ffn_dim)
-        self.contract = nn.Linear(ffn_dim, dim)
+        self.feed_forward = FeedForward(dim, ffn_dim)
         self.feed_forward_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
@@ -79,7 +79,7 @@ class ElasticBlock(Block):
             ffn_dim: Width inside the feed-forward network; None for all of it.
         """
         num_heads = self.mixer.num_heads if num_heads is None else num_heads
-        ffn_dim = self.expand.out_features if ffn_dim is None else ffn_dim
+        ffn_dim = self.feed_forward.expand.out_features if ffn_dim is None else ffn_dim
         dim, inner = x_BTD.shape[-1], num_heads * self.mixer.head_dim
         mixer = self.mixer
         q_BTHK, k_BTHK, v_BTHK = (
@@ -89,13 +89,8 @@ class ElasticBlock(Block):
         dropout = mixer.dropout if self.training else 0.0
         mixed = attend(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, backend=mixer.backend).flatten(2)
         x_BTD = corner_norm(self.mixer_norm, x_BTD + self.dropout(corner(mixer.out, mixed, dim)))
-        inside = functional.gelu(corner(self.expand, x_BTD, ffn_dim))
-        return corner_norm(self.feed_forward_norm, x_BTD + self.dropout(corner(self.contract, inside, dim)))
-
-
-def corner(linear: nn.Linear, x: Tensor, out_dim: int) -> Tensor:
-    """A linear map by the first rows and columns of its weight."""
-    return functional.linear(x, linear.weight[:out_dim, : x.shape[-1]], linear.bias[:out_dim])
+        mapped = self.feed_forward(x_BTD, drop=False, ffn_dim=ffn_dim)
+        return corner_norm(self.feed_forward_norm, x_BTD + self.dropout(mapped))
 
 
 def corner_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -119,6 +114,9 @@ class Elastic(Encoder):
         dropout: Dropout of the input and of both branches of every block.
         position_kernel: Frames that the position convolution sees.
         position_groups: Groups of the position convolution; every width is a multiple of a group's.
+
+    Attributes:
+        draws_sizes: Whether training draws a size; a teacher's copy runs the chosen one, all of it unless told.
 
     Raises:
         ConfigError: Choices that are empty or do not divide, or a mixer that is not attention.
@@ -164,6 +162,7 @@ class Elastic(Encoder):
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(ElasticBlock(one, self.dim, ffn_dim, dropout=dropout) for one in attentions)
         self.chosen = self.largest()
+        self.draws_sizes = True
 
     def largest(self) -> Subnet:
         """The subnet that is the whole."""
@@ -203,7 +202,7 @@ class Elastic(Encoder):
         kept_BM: Int64[Tensor, "B M"] | None = None,
         layers: bool = False,
     ) -> EncoderOutput:
-        subnet = self.draw() if self.training else self.chosen
+        subnet = self.draw() if self.training and self.draws_sizes else self.chosen
         if valid_BT is not None:
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
         x_BTE = x_BTD[..., : subnet.dim]

@@ -21,6 +21,11 @@ def init_linear(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
+def corner(linear: nn.Linear, x: Float[Tensor, "... I"], out_dim: int) -> Float[Tensor, "... O"]:
+    """A linear map by the first rows and columns of its weight (arXiv 2203.15610, section 3.1)."""
+    return functional.linear(x, linear.weight[:out_dim, : x.shape[-1]], linear.bias[:out_dim])
+
+
 @final
 class FeedForward(nn.Module):
     """Two linear maps with a GELU between (arXiv 1706.03762, equation 2).
@@ -40,13 +45,20 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"], *, drop: bool = True) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x_BTD: Float[Tensor, "B T D"], *, drop: bool = True, ffn_dim: int | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Map each frame alone.
 
         Args:
             x_BTD: Frames, shape (B, T, D).
             drop: Whether the output is dropped out here; False for a caller that does it with what follows.
+            ffn_dim: The first so many units inside, on frames of any width up to the full one; None for the whole.
         """
+        if ffn_dim is not None:
+            wide_BTF = functional.gelu(corner(self.expand, x_BTD, ffn_dim))
+            out_BTD = corner(self.contract, self.inner_dropout(wide_BTF), x_BTD.shape[-1])
+            return self.dropout(out_BTD) if drop else out_BTD
         if type(self.expand) is nn.Linear:
             wide_BTF = linear_gelu(x_BTD, self.expand.weight, self.expand.bias)
         else:  # what stands in its place multiplies in another way, as in float8

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Generic, Self, TypeVar, final
+from typing import Generic, Protocol, Self, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ M = TypeVar("M", bound=nn.Module)
 
 ALWAYS_STILL = (SpecAugment, FrameBatchNorm, nn.BatchNorm1d)
 """What is in evaluation mode in every copy: it hides no input, and its norms read running moments."""
+
+
+@runtime_checkable
+class DrawsSizes(Protocol):
+    """A part that in training draws for every batch how much of it runs; a copy that teaches is always of one size."""
+
+    draws_sizes: bool
 
 
 @final
@@ -48,6 +55,9 @@ class RunningCopy(nn.Module, Generic[M]):
                     f"its parts are: {', '.join(name for name, _ in source.named_children())}, and theirs",
                 )
         self.module: M = copy.deepcopy(source).requires_grad_(requires_grad=False).eval()
+        for part in self.module.modules():
+            if isinstance(part, DrawsSizes):
+                part.draws_sizes = False
         # of each parameter whether it is shared: names are not looked through in every step
         self._is_shared = tuple(
             any(name == part or name.startswith(f"{part}.") for part in shared)
