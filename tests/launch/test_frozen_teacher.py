@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchaudio.models import wav2vec2_model
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from ossicle.launch.config import compose
 from ossicle.launch.experiment import check, resolved
 from ossicle.launch.pretrain import pretrain
+from tests.interop.test_torchaudio import settings
 from tests.launch.toy import TOY, ossicle, single_run
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
@@ -69,6 +71,21 @@ def test_a_model_whose_weights_lie_in_several_files_teaches(
     theirs = load_file(hubert / "model.safetensors")
     kept = state["objective.target.frozen.encoder.blocks.1.feed_forward.contract.weight"]
     assert torch.equal(kept, theirs["encoder.layers.1.feed_forward.output_dense.weight"])
+
+
+def test_a_model_of_torchaudio_teaches(synthetic_dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    state = wav2vec2_model(**settings(large=False), aux_num_out=None).state_dict()
+    torch.save(state, path)
+    words = ["experiment=data2vec_tiny", f"data.shards={synthetic_dataset}", "target=teacher_torchaudio", *TOY]
+    config = resolved(
+        compose("pretrain", [*words, f"target.model.path={path}", "target.model.num_heads=4", "max_steps=2"])
+    )
+    check(config)
+    assert pretrain(config, tmp_path / "run") is not None
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    mine = kept["objective.target.frozen.encoder.blocks.1.feed_forward.contract.weight"]
+    assert torch.equal(mine, state["encoder.transformer.layers.1.feed_forward.output_dense.weight"])
 
 
 def test_a_folder_without_a_model_is_refused_before_the_data_are_read(tmp_path: Path) -> None:

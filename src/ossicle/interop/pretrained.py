@@ -150,7 +150,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     for name in WEIGHTS:
         whole, index = folder / name, folder / f"{name}{INDEX}"
         if whole.is_file():
-            return _read_tensors(whole)
+            return read_tensors(whole)
         if index.is_file():
             return _read_shards(index)
     raise ConfigError(f"{folder} has none of {', '.join(WEIGHTS)}, and no index of them", "fetch the weights")
@@ -170,13 +170,13 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise DataError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names", "fetch all the weights")
     state: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
-        state |= _read_tensors(index.parent / file)
+        state |= read_tensors(index.parent / file)
     if not places.keys() <= state.keys():
         raise DataError(f"the files of {index} lack {min(places.keys() - state.keys())}", "fetch the model again")
     return state
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file, in float32.
 
     Raises:

@@ -26,6 +26,16 @@ RENAMING: Final = Renaming(
             "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.{p}",
             "encoder.position.conv.parametrizations.weight.{p}",
         ),
+        # Files written before torch had parametrisations, the published ones too; never written, since an earlier pair
+        # exports the same key.
+        (
+            "encoder.transformer.pos_conv_embed.conv.weight_g",
+            "encoder.position.conv.parametrizations.weight.original0",
+        ),
+        (
+            "encoder.transformer.pos_conv_embed.conv.weight_v",
+            "encoder.position.conv.parametrizations.weight.original1",
+        ),
         ("encoder.transformer.layer_norm.{p}", "encoder.norm.{p}"),
         (f"{_LAYER}.attention.q_proj.{{p}}", f"{_BLOCK}.mixer.query.{{p}}"),
         (f"{_LAYER}.attention.k_proj.{{p}}", f"{_BLOCK}.mixer.key.{{p}}"),
