@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.bench.mixers import Point, Settings, Variant, beyond, exponent, factory, macs_of, measure
+from ossicle.launch.bench.mixers import Point, Settings, Variant, beyond, exponent, factory, fastest, macs_of, measure
 from ossicle.launch.bench_mixer import chosen
 from ossicle.mixer.base import build_mixers
 from tests.launch.toy import ossicle
@@ -74,6 +74,21 @@ def test_the_bench_prints_a_table_and_writes_records_and_a_picture(tmp_path: Pat
     assert "| attention | T^" in table
     assert f"| attention | 128 | {points[-1]['forward_ms']:,.1f} |" in table
     assert (tmp_path / "mixers.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("growing", "runs"), [(0, 1 + 2), (3, 4 + 2), (100, 5 + 2)])
+def test_runs_that_map_new_memory_do_not_count(growing: int, runs: int) -> None:
+    kept: list[bytes] = []
+    made = 0
+
+    def call() -> None:
+        nonlocal made
+        made += 1
+        if made <= growing:
+            kept.append(bytes([made]) * 2**24)
+
+    fastest(call, dataclasses.replace(SETTINGS, repeats=2))
+    assert made == runs
 
 
 VARIANTS = "mixers=[summary,{mixer: summary, kind: lite},{mixer: attention, num_heads: 8}]"
