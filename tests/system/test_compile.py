@@ -178,3 +178,25 @@ def test_a_compiled_supernet_trains_as_one_that_is_not() -> None:
             one(x_BTD).last_BTD.square().mean().backward()
         for (name, ours), theirs in zip(built.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+@pytest.mark.slow
+def test_torchs_own_compiler_serves_all_sizes_of_a_supernet_with_a_few_graphs_and_the_same_gradients() -> None:
+    built, plain = supernet(0.0), supernet(0.0)
+    counter = compiled(built, "inductor")
+    drawn: set[tuple[object, ...]] = set()
+    for step in range(18):
+        shape = SHAPES[step % len(SHAPES)]
+        x_BTD = torch.randn(*shape, 48, generator=torch.Generator().manual_seed(step))
+        torch.manual_seed(step)
+        subnet = built.draw()
+        drawn |= {(shape, subnet.dim, *sizes) for sizes in zip(subnet.num_heads, subnet.ffn_dims, strict=True)}
+        for one in (built, plain):
+            torch.manual_seed(step)
+            one.zero_grad()
+            one(x_BTD).last_BTD.square().mean().backward()
+        for (name, ours), theirs in zip(built.named_parameters(), plain.named_parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs[1].grad, atol=1e-5, rtol=1e-4, msg=name)
+    # Its kernels are for one width of frames each, with all heads or with some, and the first ones for one shape.
+    assert len(drawn) > 24 >= 2 * counter.frame_count
+    assert not counters["graph_break"]
