@@ -29,9 +29,8 @@ def gated_recurrence(kind: str, x_BTD: Float[Tensor, "B T D"], weights: Sequence
     in a whole graph; there and on the meta device they run as one operation that knows its shapes and its cost. It
     keeps no graph between its passes: its way back runs the way there again. They compute in float32 at least.
 
-    On a CPU torch's GRU keeps a dozen tensors of each frame, and finds them and the memory for them ever more slowly as
-    there are more: 0.36 ms a frame for 250 frames of width 256, 0.68 for 8,000. Long rows are therefore taken in
-    segments, of which only the states between are kept; the way back runs each segment again.
+    On a CPU torch's GRU keeps a dozen tensors of each frame, and takes longer for a frame the more there are: 0.36 ms
+    for each of 250 of width 256, 0.68 for each of 8,000. Long rows are therefore taken in segments, of which only the states between are kept; the way back runs each segment again.
 
     Args:
         kind: ``GRU`` or ``LSTM``.
