@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wave_layer_norm, normalised": ("wave_layer_norm", {"normalise": True}, False),
     "logmel": ("logmel", {}, False),
     "logmel, global": ("logmel", {"norm": "global"}, True),
+    "logmel, running": ("logmel", {"norm": "running"}, True),
     "logmel_stacked, global": ("logmel_stacked", {"norm": "global"}, True),
     "logmel_conv": ("logmel_conv", {}, False),
     "logmel_conv, global": ("logmel_conv", {"norm": "global"}, True),
@@ -59,7 +60,7 @@ def test_what_comes_after_a_frames_samples_changes_it_only_where_it_is_not_causa
 
 
 def test_what_hears_the_row_is_refused_where_frames_are_foreseen() -> None:
-    for norm, causal in (("utterance", False), ("global", True)):
+    for norm, causal in (("utterance", False), ("global", True), ("running", True)):
         frontend = LogMel(num_mels=12, norm=norm)
         model = Backbone(frontend, Convolutional(partial(Attention), dim=8, num_layers=1))
         assert model.causal == causal

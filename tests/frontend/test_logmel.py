@@ -118,6 +118,14 @@ def test_with_the_norm_of_all_data_a_frame_is_kaldis_less_their_mean_over_their_
     torch.testing.assert_close(frames.features_BTC[frames.valid_BT], frontend(waveform).features_BTC[0])
 
 
+def test_with_the_running_norm_a_padded_rows_frames_are_those_of_the_row_alone() -> None:
+    frontend, waveform = LogMel(norm="running"), torch.randn(1, 8_123, generator=torch.Generator().manual_seed(0))
+    assert set(frontend.state_dict()) == {"norm.prior.mean_C", "norm.prior.deviation_C"}
+    frames = frontend(torch.nn.functional.pad(waveform, (0, 3_000)), torch.tensor([8_123]))
+    assert frames.valid_BT is not None
+    torch.testing.assert_close(frames.features_BTC[frames.valid_BT], frontend(waveform).features_BTC[0])
+
+
 def test_the_convolved_frontend_hands_its_norm_on_and_another_is_refused() -> None:
     assert isinstance(LogMelConv(((8, 5, 2),), norm="global").mels.norm, GlobalNorm)
     with pytest.raises(ConfigError, match="norm=both"):

@@ -22,23 +22,25 @@ from tests.launch.toy import TOY
 GLOBAL = ("experiment=best_rq_tiny", "frontend.norm=global", *TOY)
 
 
+@pytest.mark.parametrize(("norm", "place"), [("global", "frontend.norm"), ("running", "frontend.norm.prior")])
 def test_a_run_is_exported_with_the_mean_and_deviation_of_kaldis_frames_of_its_split(
-    synthetic_dataset: Path, tmp_path: Path
+    norm: str, place: str, synthetic_dataset: Path, tmp_path: Path
 ) -> None:
-    config = resolved(compose("pretrain", [*GLOBAL, f"data.shards={synthetic_dataset}", "max_steps=2"]))
+    words = [*GLOBAL, f"frontend.norm={norm}", f"data.shards={synthetic_dataset}", "max_steps=2"]
+    config = resolved(compose("pretrain", words))
     check(config)
     pretrain(config, tmp_path / "run")
     index = DatasetIndex.load(synthetic_dataset, "train")
     waves = [torch.from_numpy(decode(index.read_audio(row)))[None] for row in range(index.num_utterances)]
     mels = torch.cat([kaldi.fbank(wave, num_mel_bins=80, dither=0.0) for wave in waves]).double()
     weights = load_file(tmp_path / "run" / "encoder.safetensors")
-    mean_C, deviation_C = weights["frontend.norm.mean_C"], weights["frontend.norm.deviation_C"]
+    mean_C, deviation_C = weights[f"{place}.mean_C"], weights[f"{place}.deviation_C"]
     torch.testing.assert_close(mean_C.double(), mels.mean(0), atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(deviation_C.double(), mels.std(0, correction=0), atol=2e-3, rtol=1e-3)
     trained, untrained = trained_encoder(tmp_path / "run"), untrained_encoder(config)
     take_norms(untrained, trained)
-    ((_, norm),) = global_norms(untrained)
-    assert torch.equal(norm.mean_C, mean_C)
+    ((_, given),) = global_norms(untrained)
+    assert torch.equal(given.mean_C, mean_C)
 
 
 def test_a_teacher_begins_with_the_norm_that_its_student_was_given(

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ossicle.layer.normalisation import GlobalNorm, UtteranceGroupNorm, UtteranceNorm
+from ossicle.layer.normalisation import GlobalNorm, RunningNorm, UtteranceGroupNorm, UtteranceNorm
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=4)
 
@@ -50,6 +50,33 @@ def test_the_norm_of_all_data_subtracts_a_mean_divides_by_a_deviation_and_is_sav
     twin = GlobalNorm(3)
     twin.load_state_dict(norm.state_dict())
     assert torch.equal(twin(x_BTC), norm(x_BTC))
+
+
+def test_the_running_norm_is_that_of_all_frames_so_far_after_as_many_of_all_data() -> None:
+    norm = RunningNorm(3, prior_frames=7)
+    mean, deviation = torch.tensor([1.5, -2.0, 0.0]), torch.tensor([2.0, 0.25, 1.0])
+    norm.prior.fit(mean, deviation)
+    x_BTC = 3 * torch.randn(2, 300, 3, generator=torch.Generator().manual_seed(0)) + 1
+    out_BTC = norm(x_BTC).double().numpy()
+    # Seven frames with the mean and deviation of all data: three on each side, and one at the mean.
+    spread = deviation.double() * (7 / 6) ** 0.5
+    before_7C = mean.double() + torch.tensor([-1.0, -1, -1, 0, 1, 1, 1])[:, None].double() * spread
+    for row in range(2):
+        heard = before_7C.numpy()
+        for frame in range(300):
+            heard = np.concatenate([heard, x_BTC[row, frame : frame + 1].double().numpy()])
+            # epsilon stands in units of the deviation of all data
+            scale = np.sqrt(heard.var(0) + 1e-5 * deviation.double().numpy() ** 2)
+            np.testing.assert_allclose(out_BTC[row, frame], (heard[-1] - heard.mean(0)) / scale, atol=1e-4)
+
+
+def test_the_running_norm_hears_no_later_frame_and_forgets_all_data_in_a_long_row() -> None:
+    norm, x_BTC = RunningNorm(4), 5 + 2 * torch.randn(1, 20_000, 4, generator=torch.Generator().manual_seed(1))
+    whole = norm(x_BTC)
+    torch.testing.assert_close(norm(x_BTC[:, :50]), whole[:, :50])
+    torch.testing.assert_close(whole[:, -500:].mean((0, 1)), torch.zeros(4), atol=0.2, rtol=0)
+    torch.testing.assert_close(whole[:, -500:].std((0, 1)), torch.ones(4), atol=0.1, rtol=0)
+    assert not list(norm.parameters())
 
 
 @hypothesis.given(lengths=LENGTHS)

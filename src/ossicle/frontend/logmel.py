@@ -10,19 +10,20 @@ from ossicle.core.batch import Frames
 from ossicle.core.errors import ConfigError
 from ossicle.core.shapes import Float, Int
 from ossicle.frontend.base import Frontend
-from ossicle.layer.normalisation import GlobalNorm, UtteranceNorm
+from ossicle.layer.normalisation import GlobalNorm, RunningNorm, UtteranceNorm
 from ossicle.ops.framing import frame_mask, require_one_frame
 from ossicle.ops.spectral import log_mel, spectral_clock
 
-Norm = Literal["utterance", "global"]
+Norm = Literal["utterance", "global", "running"]
+_NORMS = {"utterance": lambda _: UtteranceNorm(), "global": GlobalNorm, "running": RunningNorm}
 
 
 @final
 class LogMel(Frontend):
     """Log-mel energies, each band normalised over the utterance or by all data, neighbouring frames side by side.
 
-    It has no parameters. With the norm of all data it has two buffers, which :mod:`ossicle.launch.statistics` measures
-    before a run's first step. Frames that do not fill a stack at the end are left out.
+    It has no parameters. With a norm that knows all data it has two buffers, which :mod:`ossicle.launch.statistics`
+    measures before a run's first step. Frames that do not fill a stack at the end are left out.
 
     Args:
         num_mels: Mel bands.
@@ -34,7 +35,8 @@ class LogMel(Frontend):
         high_hz: Upper edge of the last band; 0 or less counts from half the rate.
         band_shift: In training, each utterance's bands move up or down together by at most so many, which stands for a
             shorter or longer vocal tract (Jaitly and Hinton 2013, "Vocal tract length perturbation"); 0 for none.
-        norm: By what each band is normalised: mean and deviation of the ``utterance``, or ``global``: of all data.
+        norm: By what each band is normalised: mean and deviation of the ``utterance``, or ``global``: of all data, or
+            ``running``: of what was heard so far, all data counting as a second before it.
 
     Raises:
         ConfigError: If window or hop is no whole number of samples, stack is less than one, band_shift is negative, or
@@ -59,8 +61,8 @@ class LogMel(Frontend):
             raise ConfigError(f"frontend.stack={stack} makes no frames", "frontend.stack is 1 or more")
         if not 0 <= band_shift < num_mels:
             raise ConfigError(f"frontend.band_shift={band_shift} is out of range", f"it lies in [0, {num_mels})")
-        if norm not in {"utterance", "global"}:
-            raise ConfigError(f"frontend.norm={norm} is unknown", "choose utterance or global")
+        if norm not in _NORMS:
+            raise ConfigError(f"frontend.norm={norm} is unknown", f"choose from {', '.join(_NORMS)}")
         self.num_mels = num_mels
         self.window_ms = window_ms
         self.hop_ms = hop_ms
@@ -71,8 +73,8 @@ class LogMel(Frontend):
         self.mel_clock = spectral_clock(window_ms=window_ms, hop_ms=hop_ms, rate_hz=rate_hz)
         self.clock = self.mel_clock.then(stack, stack)
         self.dim = num_mels * stack
-        self.norm = GlobalNorm(num_mels) if norm == "global" else UtteranceNorm()
-        self.causal = norm == "global"
+        self.norm = _NORMS[norm](num_mels)
+        self.causal = norm != "utterance"
 
     def mels(self, waveform_BS: Float[Tensor, "B S"]) -> Float[Tensor, "B T C"]:
         """Log-mel energies on ``mel_clock``, as they are before they are normalised."""

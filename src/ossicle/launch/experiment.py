@@ -135,7 +135,7 @@ def fit_stage(config: dict[str, Any], stated: Collection[str]) -> dict[str, Any]
 def needs_statistics(frontend: Config) -> bool:
     """Whether a frontend's config, or that of one inside it, asks for a norm of all data."""
     inner = frontend.get("frontend")
-    return frontend.get("norm") == "global" or (bool(inner) and needs_statistics(inner))
+    return frontend.get("norm") in {"global", "running"} or (bool(inner) and needs_statistics(inner))
 
 
 def stages(config: Config) -> "Stages":

@@ -27,8 +27,8 @@ def global_norms(model: "nn.Module") -> "Iterator[tuple[LogMel, GlobalNorm]]":
     from ossicle.layer.normalisation import GlobalNorm
 
     for part in model.modules():
-        if isinstance(part, LogMel) and isinstance(part.norm, GlobalNorm):
-            yield part, part.norm
+        if isinstance(part, LogMel):
+            yield from ((part, norm) for norm in part.norm.modules() if isinstance(norm, GlobalNorm))
 
 
 def fit_norms(model: "nn.Module", config: Config) -> bool:

@@ -88,6 +88,38 @@ class GlobalNorm(nn.Module):
 
 
 @final
+class RunningNorm(nn.Module):
+    """Channels of (B, T, C) less the mean of what was heard so far, over its deviation; no parameters.
+
+    Mean and variance of all data count as so many frames before the first, as in Kaldi's online cepstral normalisation.
+    So a frame knows nothing of those after it, and a voice is normalised almost as well as by its whole utterance.
+
+    Args:
+        dim: Channels (C).
+        prior_frames: Frames that all data count for: Kaldi takes 200 of 10 ms for speakers that it does not know.
+        epsilon: Added to the variance: channels that never change stay at zero.
+    """
+
+    def __init__(self, dim: int, prior_frames: int = 100, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.prior = GlobalNorm(dim)
+        self.prior_frames = prior_frames
+        self.epsilon = epsilon
+
+    @override
+    def forward(
+        self, features_BTC: Float[Tensor, "B T C"], valid_BT: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """Normalise frames, each by itself and those before it; of padding at a row's end nothing is heard."""
+        del valid_BT
+        x_BTC = self.prior(at_least_float32(features_BTC))
+        count_T1 = self.prior_frames + torch.arange(1, x_BTC.shape[1] + 1, device=x_BTC.device)[:, None]
+        mean_BTC = x_BTC.cumsum(1) / count_T1
+        square_BTC = (x_BTC.square().cumsum(1) + self.prior_frames) / count_T1
+        return (x_BTC - mean_BTC) * torch.rsqrt(square_BTC - mean_BTC.square() + self.epsilon)
+
+
+@final
 class UtteranceGroupNorm(nn.GroupNorm):
     """Group norm (arXiv 1803.08494) with one group: mean and variance over all channels of a row's real frames.
 

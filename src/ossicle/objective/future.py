@@ -79,7 +79,8 @@ class Foreseeing(Objective):
             raise ConfigError(
                 "the model hears what comes, and would copy what it is to foresee",
                 "choose a causal encoder, encoder=recurrent or encoder=convolutional, and a frontend that normalises"
-                " nothing over the row: frontend.norm=global for log-mel frames, frontend=wave_cpc or wave_layer_norm",
+                " nothing over the row: frontend.norm=running or global for log-mel, frontend=wave_cpc or"
+                " wave_layer_norm",
             )
 
     @override

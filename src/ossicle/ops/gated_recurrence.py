@@ -30,7 +30,8 @@ def gated_recurrence(kind: str, x_BTD: Float[Tensor, "B T D"], weights: Sequence
     keeps no graph between its passes: its way back runs the way there again. They compute in float32 at least.
 
     On a CPU torch's GRU keeps a dozen tensors of each frame, and takes longer for a frame the more there are: 0.36 ms
-    for each of 250 of width 256, 0.68 for each of 8,000. Long rows are therefore taken in segments, of which only the states between are kept; the way back runs each segment again.
+    for each of 250 of width 256, 0.68 for each of 8,000. Long rows are therefore taken in segments, of which only the
+    states between are kept; the way back runs each segment again.
 
     Args:
         kind: ``GRU`` or ``LSTM``.
