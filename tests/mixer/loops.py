@@ -24,6 +24,16 @@ def array(x: torch.Tensor) -> Array:
     return x.detach().double().numpy()
 
 
+def check_padded_rows(mixer: nn.Module, dim: int, loop: Callable[[Array], Array]) -> None:
+    """Each of three padded rows is what a loop makes of the row alone, in float64."""
+    torch.manual_seed(0)
+    x_BTD, lengths = torch.randn(3, 9, dim, dtype=torch.float64), [9, 4, 1]
+    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        expected = loop(array(x_BTD[row, :length]))
+        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
+
+
 def mapped(linear: nn.Linear, x_TD: Array, num_heads: int = 1) -> Array:
     """A linear map of frames, cut into heads: (T, H, K)."""
     out_TD = x_TD @ array(linear.weight).T + array(linear.bias)

@@ -1,5 +1,4 @@
 import hypothesis
-import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -7,7 +6,7 @@ from torch import nn
 
 from ossicle.core.errors import ConfigError
 from ossicle.mixer.attention import Attention
-from tests.mixer.loops import array, attention, macs, num_parameters
+from tests.mixer.loops import attention, check_padded_rows, macs, num_parameters
 
 
 def twin(mixer: Attention, dim: int) -> nn.MultiheadAttention:
@@ -45,12 +44,7 @@ def test_it_equals_torchs_multihead_attention_with_and_without_padding(backend: 
 def test_padded_rows_equal_a_float64_loop_over_each_alone(backend: str) -> None:
     torch.manual_seed(0)
     mixer = noisy(Attention(12, num_heads=3, backend=backend)).double()
-    x_BTD = torch.randn(3, 9, 12, dtype=torch.float64)
-    lengths = [9, 4, 1]
-    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
-    for row, length in enumerate(lengths):
-        expected = attention(mixer, array(x_BTD[row, :length]))
-        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
+    check_padded_rows(mixer, 12, lambda x_TD: attention(mixer, x_TD))
 
 
 @hypothesis.given(lengths=st.lists(st.integers(1, 12), min_size=2, max_size=4))

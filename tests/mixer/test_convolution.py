@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -6,7 +5,7 @@ from ossicle.core.errors import ConfigError
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.convolution import KINDS, Convolution
 from tests.mixer.leaks import known, noisy
-from tests.mixer.loops import array, convolution
+from tests.mixer.loops import check_padded_rows, convolution
 
 DIM, HEADS, KERNEL = 6, 3, 5
 
@@ -20,12 +19,7 @@ def build(kind: str) -> Convolution:
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded_rows_equal_a_float64_loop_over_each_alone(kind: str) -> None:
     mixer = build(kind)
-    x_BTD = torch.randn(3, 9, DIM, dtype=torch.float64)
-    lengths = [9, 4, 1]
-    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
-    for row, length in enumerate(lengths):
-        expected = convolution(mixer, array(x_BTD[row, :length]))
-        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
+    check_padded_rows(mixer, DIM, lambda x_TD: convolution(mixer, x_TD))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from ossicle.meter.flops import count_macs
 from ossicle.mixer.convolution import KINDS
 from ossicle.mixer.lsra import LSRA
 from tests.mixer.leaks import everything, known, noisy
-from tests.mixer.loops import array, attention, convolution
+from tests.mixer.loops import Array, attention, check_padded_rows, convolution
 
 DIM = 8
 
@@ -41,13 +41,12 @@ def test_the_first_half_is_torchs_attention_and_the_second_the_convolution(kind:
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded_rows_equal_a_float64_loop_over_each_alone(kind: str) -> None:
     mixer = build(kind)
-    x_BTD = torch.randn(3, 9, DIM, dtype=torch.float64)
-    lengths = [9, 4, 1]
-    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
-    for row, length in enumerate(lengths):
-        far_TD, near_TD = np.split(array(x_BTD[row, :length]), 2, axis=1)
-        expected = np.concatenate([attention(mixer.attention, far_TD), convolution(mixer.convolution, near_TD)], 1)
-        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
+
+    def loop(x_TD: Array) -> Array:
+        far_TD, near_TD = np.split(x_TD, 2, axis=1)
+        return np.concatenate([attention(mixer.attention, far_TD), convolution(mixer.convolution, near_TD)], 1)
+
+    check_padded_rows(mixer, DIM, loop)
 
 
 def test_every_frame_knows_every_real_frame_of_its_row_and_no_other() -> None:

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from transformers import MambaConfig
@@ -9,7 +8,7 @@ from ossicle.layer.selective_state_space import SelectiveStateSpace, fused_scan
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.mamba import Mamba
 from tests.mixer.leaks import everything, known, noisy
-from tests.mixer.loops import array, state_space
+from tests.mixer.loops import check_padded_rows, state_space
 
 DIM = 8
 
@@ -44,13 +43,9 @@ def test_each_direction_is_transformers_layer_in_outputs_and_gradients(frames: i
 def test_padded_rows_equal_a_float64_loop_over_each_alone(states: int, kernel: int, expand: int) -> None:
     mixer = noisy(Mamba(DIM, state_dim=states, kernel=kernel, expand=expand))
     assert isinstance(mixer, Mamba)
-    x_BTD = torch.randn(3, 9, DIM, dtype=torch.float64)
-    lengths = [9, 4, 1]
-    out_BTD = mixer(x_BTD, torch.arange(9) < torch.tensor(lengths)[:, None])
-    for row, length in enumerate(lengths):
-        x_TD = array(x_BTD[row, :length])
-        expected = state_space(mixer.there, x_TD) + state_space(mixer.back, x_TD[::-1])[::-1]
-        np.testing.assert_allclose(array(out_BTD[row, :length]), expected, atol=1e-12, rtol=1e-12)
+    check_padded_rows(
+        mixer, DIM, lambda x_TD: state_space(mixer.there, x_TD) + state_space(mixer.back, x_TD[::-1])[::-1]
+    )
 
 
 def test_every_frame_knows_every_real_frame_of_its_row_and_no_other() -> None:
