@@ -60,10 +60,10 @@ def _run(x_BTD: Tensor, weights: Sequence[Tensor], kind: str) -> Tensor:
     with torch.autocast(x_BTD.device.type, enabled=False):
         if kind != "GRU" or x_BTD.device.type != "cpu" or x_BTD.shape[1] <= SEGMENT or not torch.is_grad_enabled():
             return _layer(kind, x_BTD, _zeros(kind, x_BTD, weights), weights)[0]
-        there_BTU = _Segmented.apply(kind, x_BTD, *weights[:WEIGHTS])
+        there_BTU = _Segmented.apply(x_BTD, *weights[:WEIGHTS])
         if len(weights) == WEIGHTS:
             return there_BTU
-        return torch.cat([there_BTU, _Segmented.apply(kind, x_BTD.flip(1), *weights[WEIGHTS:]).flip(1)], -1)
+        return torch.cat([there_BTU, _Segmented.apply(x_BTD.flip(1), *weights[WEIGHTS:]).flip(1)], -1)
 
 
 def _zeros(kind: str, x_BTD: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -89,44 +89,38 @@ def _recording() -> AbstractContextManager[None]:
 
 
 class _Segmented(torch.autograd.Function):
-    """One direction of a layer, a segment of frames at a time."""
+    """One direction of a GRU, a segment of frames at a time."""
 
     @staticmethod
     @override
-    def forward(ctx: FunctionCtx, kind: str, x_BTD: Tensor, *weights: Tensor) -> Tensor:
-        state = _zeros(kind, x_BTD, weights)
+    def forward(ctx: FunctionCtx, x_BTD: Tensor, *weights: Tensor) -> Tensor:
+        (state_1BU,) = _zeros("GRU", x_BTD, weights)
         states, starts = [], []
         for part_BSD in x_BTD.split(SEGMENT, 1):
-            starts.append(state)
-            said_BSU, *state = _layer(kind, part_BSD, state, weights)
+            starts.append(state_1BU)
+            said_BSU, state_1BU = _layer("GRU", part_BSD, [state_1BU], weights)
             states.append(said_BSU)
-        ctx.save_for_backward(x_BTD, *weights, *(tensor for start in starts for tensor in start))
-        ctx.kind = kind  # ty: ignore[missing-attribute]  the context carries what is set on it
+        ctx.save_for_backward(x_BTD, *weights, *starts)
         return torch.cat(states, 1)
 
     @staticmethod
     @override
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
         x_BTD, *rest = ctx.saved_tensors  # ty: ignore[missing-attribute]
-        weights, kept = rest[:WEIGHTS], rest[WEIGHTS:]
-        kind = ctx.kind  # ty: ignore[missing-attribute]
-        parts = list(zip(x_BTD.split(SEGMENT, 1), grads[0].split(SEGMENT, 1), strict=True))
-        each = len(kept) // len(parts)  # tensors of a state
-        grad_parts: list[Tensor] = []
+        weights, starts = rest[:WEIGHTS], rest[WEIGHTS:]
+        grad_x_BTD, grad_state_1BU = torch.empty_like(x_BTD), torch.zeros_like(starts[0])
         grad_weights = [torch.zeros_like(weight) for weight in weights]
-        grad_state = [torch.zeros_like(tensor) for tensor in kept[:each]]
-        for place, (part_BSD, grad_BSU) in reversed(list(enumerate(parts))):
-            state = kept[each * place : each * (place + 1)]
+        segments = zip(*(x.split(SEGMENT, 1) for x in (x_BTD, grads[0], grad_x_BTD)), starts, strict=True)
+        for part_BSD, grad_BSU, onward_BSD, start_1BU in reversed(list(segments)):
             with torch.enable_grad(), _recording(), torch.autocast(x_BTD.device.type, enabled=False):
-                leaves = [tensor.detach().requires_grad_() for tensor in (part_BSD, *state, *weights)]
-                said = _layer(kind, leaves[0], leaves[1 : 1 + each], leaves[1 + each :])
-            grad_BSD, *found = torch.autograd.grad(said, leaves, (grad_BSU, *grad_state))
-            grad_parts.insert(0, grad_BSD)
-            grad_state = found[:each]
-            for total, grad in zip(grad_weights, found[each:], strict=True):
+                leaves = [tensor.detach().requires_grad_() for tensor in (part_BSD, start_1BU, *weights)]
+                said = _layer("GRU", leaves[0], [leaves[1]], leaves[2:])
+            grad_BSD, grad_state_1BU, *found = torch.autograd.grad(said, leaves, (grad_BSU, grad_state_1BU))
+            onward_BSD.copy_(grad_BSD)
+            for total, grad in zip(grad_weights, found, strict=True):
                 total.add_(grad)
-        return None, torch.cat(grad_parts, 1), *grad_weights
+        return grad_x_BTD, *grad_weights
 
 
 @torch.library.custom_op("ossicle::gated_recurrence", mutates_args=())

@@ -26,10 +26,10 @@ CODE: Final = native.Source(Path(__file__).with_name("mel_cpu.cpp"), _declare)
 
 @torch.library.custom_op("ossicle::mel_energies", mutates_args=(), device_types="cpu")
 def mel_energies(waveform_BS: Tensor, window_K: Tensor, filters_FC: Tensor, stride: int) -> Tensor:
-    """Power under each filter of each frame, which loses its mean and is pre-emphasised and windowed before.
+    """Power under each filter of each frame, which loses its mean and is pre-emphasised and windowed before (Kaldi's).
 
     Args:
-        waveform_BS: Float32, shape (B, S).
+        waveform_BS: Samples in [-1, 1], float32, shape (B, S).
         window_K: Float32, shape (K,): the weight of each sample of a frame.
         filters_FC: Float32, shape (F, C): the weight of each bin in each band; a transform has 2 (F - 1) points, a
             power of two and K or more.
