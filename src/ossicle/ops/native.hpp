@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <thread>
-#include <vector>
+
+#include "threads.hpp"
 
 namespace {
 
@@ -48,17 +48,6 @@ inline uint32_t mix(uint32_t x) {
   x ^= x >> 15;
   x *= 0x735a2d97u;
   return x ^ (x >> 15);
-}
-
-// Shares rows out over threads; each gets a range. Threads are started anew: 20 microseconds beside calls of a thousand.
-template <typename Work>
-void over_rows(int64_t rows, int threads, const Work& work) {
-  const int64_t each = (rows + threads - 1) / std::max(threads, 1);
-  std::vector<std::thread> others;
-  for (int64_t start = each; start < rows; start += each)
-    others.emplace_back([&work, start, end = std::min(rows, start + each)] { work(start, end); });
-  work(0, std::min(rows, each));
-  for (auto& other : others) other.join();
 }
 
 struct Drop {

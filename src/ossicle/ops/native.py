@@ -24,6 +24,8 @@ FLAGS: Final = (
     "-O3", "-march=native", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
     "-pthread",
 )  # fmt: skip
+TORCH_LIBRARY: Final = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+OPENMP: Final = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _logger = logging.getLogger(__name__)
 
 
@@ -52,7 +54,30 @@ def build(source: Path, compilers: Sequence[str] = COMPILERS, flags: Sequence[st
     target = Path(torch.hub.get_dir()).parent / "ossicle" / f"{source.stem}_{key}.so"
     if not target.is_file():
         _build([compiler, *flags], source, target)
-    return ctypes.CDLL(str(target))
+    library = ctypes.CDLL(str(target))
+    if hasattr(library, "use_openmp"):
+        lend_threads(library)
+    return library
+
+
+def lend_threads(library: ctypes.CDLL, torch_library: Path = TORCH_LIBRARY) -> bool:
+    """Let compiled code run on the threads of torch's OpenMP, whatever it is called and wherever it lies.
+
+    Args:
+        library: Code that includes ``threads.hpp``.
+        torch_library: What links that OpenMP.
+
+    Returns:
+        Whether there is one; without it the code starts threads anew, and says so in the log.
+    """
+    try:
+        torch_cpu = ctypes.CDLL(str(torch_library))
+        lent = [ctypes.cast(getattr(torch_cpu, name), ctypes.c_void_p) for name in OPENMP]
+    except (OSError, AttributeError) as error:
+        _logger.info("own C++ starts its own threads, for torch lends none: %s", error)
+        return False
+    library.use_openmp(*lent)
+    return True
 
 
 class Source:

@@ -10,8 +10,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
+
+#include "threads.hpp"
 
 namespace {
 
@@ -126,16 +127,12 @@ void share(int64_t directions, int64_t rows, int64_t threads, const Work& work) 
   const int64_t step = (rows + parts - 1) / parts;
   const int64_t parts_used = (rows + step - 1) / step;
   std::atomic<int64_t> next{0};
-  const auto run = [&] {
+  on_threads(std::min(threads, directions * parts_used), [&](int64_t, int64_t) {
     for (int64_t task = next++; task < directions * parts_used; task = next++) {
       const int64_t first = task % parts_used * step;
       work(task / parts_used, first, std::min(step, rows - first));
     }
-  };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min(threads, directions * parts_used); ++i) others.emplace_back(run);
-  run();
-  for (auto& other : others) other.join();
+  });
 }
 
 // Mean 0 and variance 1, in place; returns one over the deviation.
