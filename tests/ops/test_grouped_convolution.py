@@ -53,6 +53,16 @@ def test_the_block_is_what_copies_least() -> None:
         assert chosen < 1.13 * min(copied(frames, channels, block) for block in (1, 2, 4, 8, 16, 32, 64))
 
 
+def test_on_a_cpu_a_block_has_no_more_than_eight_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = 16 * 99
+    assert block_of(frames, 12) == 16
+    wide: list[tuple[int, ...]] = []
+    product = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, y: (wide.append(tuple(x.shape)), product(x, y))[1])
+    grouped_convolution(torch.zeros(16, 99, 192), torch.zeros(192, 12, 31), 16)
+    assert wide == [(16, 16 * 13, (8 + 30) * 12)], "99 frames are 13 blocks of 8"
+
+
 def test_groups_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 groups of 4 do not make 8 channels"):
         grouped_convolution(torch.zeros(1, 5, 8), torch.zeros(8, 4, 3), 3)

@@ -91,6 +91,7 @@ class CosineHead(Head):
     def forward(self, x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
         projected: Tensor = self.project(x_PD)
         with torch.autocast(x_PD.device.type, enabled=False):
-            frames = functional.normalize(projected.float(), dim=-1)
+            # by the temperature before the product: there are fewer numbers in frames than in logits
+            frames = functional.normalize(projected.float(), dim=-1) / self.temperature
             classes = functional.normalize(self.classes_VF.float(), dim=-1)
-            return frames @ classes.t() / self.temperature
+            return frames @ classes.t()
