@@ -195,18 +195,18 @@ def draw(records: Sequence[Record], path: Path, settings: "Settings") -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(10, 6), layout="constrained")
     names = [r["mixer"] for r in records if "exponent" in r]
     for place, name in enumerate(names):
         points = [(r["frames"], r["step_ms"]) for r in records if r["mixer"] == name and "frames" in r]
         if points:
-            style = ("-", "--", ":")[place // 10 % 3]
-            axis.loglog(*zip(*points, strict=True), style, marker="o", markersize=3, label=name, color=f"C{place % 10}")
+            style = ("o-", "s--", "^:")[place // 10 % 3]  # ten colours, told apart by marks where lines are too short
+            axis.loglog(*zip(*points, strict=True), style, markersize=4, label=name, color=f"C{place % 10}")
     axis.set_xlabel("frames")
     axis.set_ylabel("forward and backward, ms")
     axis.set_title(f"{settings.rows} x T x {settings.dim}, {settings.device}, {settings.threads} thread(s)")
     axis.grid(visible=True, which="both", alpha=0.2)
-    axis.legend(fontsize="x-small", ncols=2)
+    figure.legend(loc="outside right upper", fontsize="x-small", handlelength=3.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
