@@ -1,12 +1,15 @@
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
 from ossicle.callback.checkpoints import Checkpoints
 from ossicle.callback.cost import CostMeter
 from ossicle.core.files import read_json
 from ossicle.meter.cost import CostCard
+from ossicle.meter.energy import EnergyCounter
 from ossicle.meter.flops import macs_of_audio
 from ossicle.system.build import build
 from tests.system.toys import toy_experiment, toy_run
@@ -38,6 +41,25 @@ def test_the_card_of_a_run_on_a_cpu_knows_what_a_cpu_can_know(tmp_path: Path) ->
     macs = sum(count * macs_of_audio(model, samples) for samples, count in rows.items())
     assert card["macs_per_audio_s"]["value"] == pytest.approx(macs / audio_s(range(4)))
     assert card["params"]["value"] == sum(p.numel() for p in build(toy_experiment()).parameters())
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_energy_of_processors_is_called_that_and_told_by_one_rank_of_a_machine(
+    local_rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    for name in ("energy_uj", "max_energy_range_uj"):
+        (zone / name).write_text("1000")
+    packages = EnergyCounter.of_packages(tmp_path)
+    packages.readers = (count(0, 3.6e6).__next__,)
+    monkeypatch.setattr(EnergyCounter, "of_device", lambda _: packages)
+    monkeypatch.setattr(Trainer, "local_rank", local_rank)
+    toy_run(tmp_path, CALLBACKS, max_steps=2)
+    entry = read_json(tmp_path / "cost.json")["energy_kwh"]
+    assert entry["value"] >= 1 if local_rank == 0 else entry["value"] == 0
+    assert entry["how"] == "measured"
+    assert entry["reason"] == "processors with all that ran on them, by the kernel's counters"
 
 
 def test_cost_accumulates_over_resumptions_and_lost_steps_count(tmp_path: Path) -> None:

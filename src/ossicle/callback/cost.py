@@ -70,6 +70,8 @@ class CostMeter(Watcher):
         wall_s = time.perf_counter() - self._started[0]
         joules, joules_before = self.counter.joules(), self._started[1]
         energy_j = math.nan if joules is None or joules_before is None else joules - joules_before
+        if not on_gpu and system.trainer.local_rank > 0:
+            energy_j = 0.0  # the counters are the machine's: its first rank tells of them for all
         peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_resident_bytes()
         counts = [wall_s if on_gpu else 0.0, system.throughput.audio_s, system.throughput.wait_s, wall_s, energy_j]
         sums = torch.tensor(counts, dtype=torch.float64, device=device)
@@ -101,6 +103,7 @@ class CostMeter(Watcher):
             macs_per_audio_s=self.macs_per_audio_s(system),
             peak_flops=peak,
             energy_reason=self.counter.reason,
+            energy_source=self.counter.source,
             grid_g_per_kwh=self.grid_g_per_kwh,
         )
 

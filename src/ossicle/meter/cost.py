@@ -54,7 +54,7 @@ class CostCard:
         data_wait_fraction: Part of the wall time in which hosts waited for batches.
         mfu: Model FLOPs utilisation: training FLOPs over what the devices could do in that time.
         peak_memory_bytes: The largest of the ranks: GPU memory allocated, or the process's resident set on a CPU.
-        energy_kwh: Energy drawn by the GPUs.
+        energy_kwh: Energy drawn by the GPUs; without one by the processors, where these count it.
         co2e_kg: Emissions of that energy at the configured intensity of the grid.
         params: Parameters that were trained.
         macs_per_audio_s: Multiply-accumulates of the encoder's forward pass a second of audio.
@@ -146,6 +146,7 @@ class CostFacts:
         macs_per_audio_s: Of the encoder's forward pass, or the reason why it could not be counted.
         peak_flops: Of one device, or the reason why it is unknown.
         energy_reason: Why energy is unknown, where it is.
+        energy_source: What its counter counts, where there is one.
         grid_g_per_kwh: Grams of CO2 equivalent a kilowatt-hour, or None where none is configured.
     """
 
@@ -153,6 +154,7 @@ class CostFacts:
     macs_per_audio_s: float | str
     peak_flops: float | str
     energy_reason: str | None = None
+    energy_source: str | None = None
     grid_g_per_kwh: float | None = None
 
 
@@ -181,7 +183,7 @@ def make_card(totals: CostTotals, facts: CostFacts) -> CostCard:
 def _energy(totals: CostTotals, facts: CostFacts) -> Entry:
     if totals.energy_j is None:
         return Entry.unknown(facts.energy_reason or "a part of the run had no energy counter")
-    return Entry(totals.energy_j / 3.6e6, "measured", "GPUs alone, by NVML's counters")
+    return Entry(totals.energy_j / 3.6e6, "measured", facts.energy_source)
 
 
 def _emissions(energy: Entry, grid_g_per_kwh: float | None) -> Entry:

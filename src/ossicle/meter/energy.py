@@ -21,11 +21,15 @@ class EnergyCounter:
     Args:
         readers: Each gives joules since some fixed moment.
         reason: Why there is nothing to read, where there is not.
+        source: What is counted, and by whom.
     """
 
-    def __init__(self, readers: Sequence[Callable[[], float]] = (), reason: str | None = None) -> None:
+    def __init__(
+        self, readers: Sequence[Callable[[], float]] = (), reason: str | None = None, source: str | None = None
+    ) -> None:
         self.readers = tuple(readers)
         self.reason = reason
+        self.source = source
 
     @classmethod
     def of_device(cls, device: torch.device) -> Self:
@@ -46,7 +50,7 @@ class EnergyCounter:
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except nvml.NVMLError as error:
             return cls(reason=f"NVML gives no energy counter: {error}")
-        return cls([partial(_gpu_joules, nvml, handle)])
+        return cls([partial(_gpu_joules, nvml, handle)], source="GPUs alone, by NVML's counters")
 
     @classmethod
     def of_packages(cls, folder: Path = POWERCAP) -> Self:
@@ -61,9 +65,10 @@ class EnergyCounter:
         if not zones:
             return cls(reason="no GPU, and the kernel shows no energy counter of the processor, as in virtual machines")
         try:
-            return cls([Package(zone).joules for zone in zones])
+            readers = [Package(zone).joules for zone in zones]
         except PermissionError:
             return cls(reason=f"no GPU, and the processor's counters belong to root: sudo chmod -R a+r {folder}/")
+        return cls(readers, source="processors with all that ran on them, by the kernel's counters")
 
     def joules(self) -> float | None:
         """The counters' sum in joules since some fixed moment, or None where there is no counter."""
