@@ -8,7 +8,8 @@ import torch
 
 from ossicle.core.errors import ConfigError
 from ossicle.launch.bench.mixers import Point, Settings, Variant, beyond, exponent, factory, fastest, macs_of, measure
-from ossicle.launch.bench_mixer import chosen
+from ossicle.launch.bench.steps import device_name
+from ossicle.launch.bench_mixer import chosen, record
 from ossicle.mixer.base import build_mixers
 from tests.launch.toy import ossicle
 
@@ -71,10 +72,20 @@ def test_the_bench_prints_a_table_and_writes_records_and_a_picture(tmp_path: Pat
     assert all(point["step_ms"] > point["forward_ms"] > 0 and point["macs"] > 0 for point in points)
     assert last["exponent"] is not None
     assert last["stopped"] is None
+    assert last["versions"]["torch"] == torch.__version__.partition("+")[0]
+    said = {(each["device_name"], each["precision"], each["threads"], each["batch"]) for each in [*points, last]}
+    assert said == {(device_name(torch.device("cpu")), "float32", 1, 1)}
+    assert [point["mfu"] for point in points] == [None] * 3
     table = (tmp_path / "mixers.md").read_text()
     assert "| attention | T^" in table
     assert f"| attention | 128 | {points[-1]['forward_ms']:,.1f} |" in table
     assert (tmp_path / "mixers.png").stat().st_size > 1000
+
+
+def test_a_gpu_whose_peak_is_known_has_its_share_of_it() -> None:
+    found = record(Variant("attention"), Point(100, 0.5, 1.0, 7, 10**12), SETTINGS, "NVIDIA H100 80GB HBM3")
+    assert found["flops_per_s"] == pytest.approx(4e12)
+    assert found["mfu"] == pytest.approx(4e12 / 989.4e12)
 
 
 @pytest.mark.parametrize(("growing", "runs"), [(0, 1 + 2), (3, 4 + 2), (100, 5 + 2)])

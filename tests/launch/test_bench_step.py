@@ -17,7 +17,7 @@ from ossicle.launch.bench.bare import BareStep, RandomData, experiment_of
 from ossicle.launch.bench.records import record
 from ossicle.launch.bench.rounds import Round
 from ossicle.launch.bench.steps import Facts, Measured, Start, StepWork, Subject, Turn, alone, take_turns
-from ossicle.launch.bench_step import check_parts
+from ossicle.launch.bench_step import check_parts, notes
 from ossicle.launch.config import compose, groups
 from ossicle.launch.experiment import execution, resolved
 from ossicle.system.build import build
@@ -123,11 +123,11 @@ def test_blocks_are_compiled_for_as_many_shapes_as_the_data_has() -> None:
 
 def test_what_cannot_be_run_so_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"recompute\.blocks=9, but the encoder has"):
-        check_parts(toy("hubert_tiny", "recompute.blocks=9"), "hubert_tiny")
+        check_parts(toy("hubert_tiny", "recompute.blocks=9"), "hubert_tiny", 16_000)
     with pytest.raises(ConfigError, match="LogMel has no convolutions"):
-        check_parts(toy("hubert_tiny", "recompute.frontend=true"), "hubert_tiny")
+        check_parts(toy("hubert_tiny", "recompute.frontend=true"), "hubert_tiny", 16_000)
     with pytest.raises(ConfigError, match="compile_mode=quick is unknown"):
-        check_parts(toy("hubert_tiny", "compile=true", "compile_mode=quick"), "hubert_tiny")
+        check_parts(toy("hubert_tiny", "compile=true", "compile_mode=quick"), "hubert_tiny", 16_000)
 
 
 @pytest.mark.parametrize("experiment", TINY)
@@ -201,15 +201,23 @@ def test_figures_are_those_of_the_formulas() -> None:
     assert found["mfu"] == pytest.approx(6 * 5e9 * 37.5 / 989.4e12)
     assert found["compile_s"] == pytest.approx(30 - 0.3)
     assert found["energy_kwh_per_audio_h"] == pytest.approx(400 / 3.6e6 / (200 / 3600))
-    unknown = Start(Facts(9, "a reason", "float32", compiled=False, note=""), "a CPU", 30.0)
+    unknown = Start(Facts(9, "a reason", "float32", compiled=False, note=""), "a CPU", 30.0, "no counter")
     found = record("ossicle", Measured(None, unknown, [Turn(turns[0].round, None, finite=True)], 5), WORK)
     assert [found[key] for key in ("mfu", "flops_per_s", "energy_kwh_per_audio_h", "compile_s")] == [None] * 4
-    assert found["macs_reason"] == "a reason"
+    assert found["macs_reason"] == found["mfu_reason"] == "a reason"
+    assert found["energy_reason"] == "no counter"
+    slow = Start(Facts(9, 5e9, "float32", compiled=False, note=""), "a CPU", 30.0, "no counter")
+    found = record("ossicle", Measured(None, slow, [Turn(turns[0].round, None, finite=True)], 5), WORK)
+    assert found["mfu_reason"] == "nothing here knows the peak of a CPU"
+    told = notes([{**found, "versions": {"torch": "2.14", "triton": None}}] * 2)
+    assert told == ["torch 2.14", f"MFU is unknown: {found['mfu_reason']}", "energy is unknown: no counter"]
 
 
 def test_parts_that_do_not_fit_are_refused_before_a_process_starts() -> None:
     with pytest.raises(ConfigError, match="mine: mixer"):
-        check_parts({**toy("hubert_tiny"), "mixer": {"_target_": "ossicle.mixer.attention.Attention", "no": 1}}, "mine")
+        check_parts(
+            {**toy("hubert_tiny"), "mixer": {"_target_": "ossicle.mixer.attention.Attention", "no": 1}}, "mine", 16_000
+        )
 
 
 def test_the_bench_measures_compositions_beside_each_other(tmp_path: Path) -> None:

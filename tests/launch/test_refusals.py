@@ -78,6 +78,9 @@ IMPOSSIBLE = [
     ("wav2vec2_tiny", ("data.min_crop_s=0.03",), "0 encoded frame"),
     ("wav2vec2_tiny", ("data.min_crop_s=0.04",), "of the 1 frame"),
     ("cpc_tiny", ("data.min_crop_s=0.04",), "the objective needs 2"),
+    ("hubert_tiny", ("optim.lr=-1",), "optim: Invalid learning rate: -1"),
+    ("hubert_tiny", ("optim.betas=[0.9]",), "optim: not enough values"),
+    ("hubert_tiny", ("precision=bf16",), "precision=bf16 is not one that runs take"),
     ("hubert_tiny", ("mixer=synthesizer_dense", "mixer.max_frames=50"), "max_frames=50"),
     ("hubert_tiny", ("mixer=synthesizer_random", "mixer.max_frames=50"), "max_frames=50"),
 ]  # fmt: skip

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ossicle.launch.config import nearest
+from ossicle.launch.bench_checks import (
+    COUNT,
+    POSITIVE,
+    SEED,
+    Number,
+    check_device,
+    check_found,
+    check_places,
+    numbers,
+    words,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -46,26 +56,40 @@ def task(cfg: "DictConfig") -> list[Record]:
     from ossicle.core.errors import ConfigError
     from ossicle.core.files import write_json
     from ossicle.data.index import DatasetIndex
+    from ossicle.launch.bench.player import Stopped
 
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise ConfigError(f"no value for: {', '.join(sorted(missing))}", "state it on the command line: KEY=VALUE")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    config = {str(key): value for key, value in plain.items()}
+    config = numbers({str(key): value for key, value in plain.items()}, NUMBERS)
     chosen = check(config)
     index = DatasetIndex.load(config["shards"], config["split"])
     records: list[Record] = []
     for scenario in SCENARIOS if config["scenario"] == "both" else (config["scenario"],):
+        interrupted: Stopped | None = None
         with tempfile.TemporaryDirectory(prefix="ossicle-bench-") as scratch:
             work = _work(config, scenario, index, Path(scratch))
-            found = _measure(chosen, work, config)
+            try:
+                found = _measure(chosen, work, config)
+            except Stopped as stop:
+                found, interrupted = stop.results, stop
         records += [_record(name, result, scenario, work) for name, result in found.items()]
         show([record for record in records if record["scenario"] == scenario], work)
-    if config["out"] is not None:
-        write_json(Path(config["out"]), records)
-        log.info("wrote %s", config["out"])
+        if config["out"] is not None:
+            write_json(Path(config["out"]), records)
+            log.info("wrote %s", config["out"])
+        if interrupted is not None:
+            raise interrupted
+    check_found([each["audio_s_per_s"] for each in records], [each["absent"] for each in records])
     return records
+
+
+NUMBERS = {
+    "workers": Number(int, 0), "seconds": POSITIVE, "rounds": COUNT, "batch_s": POSITIVE, "crop_s": POSITIVE,
+    "long_crop_s": POSITIVE, "num_long": COUNT, "long_s": POSITIVE, "seed": SEED,
+}  # fmt: skip
 
 
 def check(config: Mapping[str, Any]) -> dict[str, "System"]:
@@ -74,27 +98,15 @@ def check(config: Mapping[str, Any]) -> dict[str, "System"]:
     Raises:
         ConfigError: A word that means nothing here, or a device that is not there.
     """
-    import torch
-
     from ossicle.core.errors import ConfigError
 
     known = systems()
-    for key, words, choices in (
-        ("scenario", [config["scenario"]], (*SCENARIOS, "both")),
-        ("systems", config["systems"], tuple(known)),
-        ("device", [config["device"]], ("cpu", "cuda")),
-    ):
-        for word in words:
-            if word not in choices:
-                raise ConfigError(
-                    f"there is no {key}={word}{nearest(str(word), choices)}", f"choose from {', '.join(choices)}"
-                )
-    if config["device"] == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda is not there: torch finds no GPU", "set device=cpu")
-    for key in ("seconds", "rounds", "batch_s", "crop_s", "long_crop_s", "num_long", "long_s"):
-        if config[key] <= 0:
-            raise ConfigError(f"{key}={config[key]} measures nothing", "give a positive number")
-    return {name: known[name] for name in config["systems"]}
+    if len(words(config, "scenario", (*SCENARIOS, "both"))) > 1:
+        raise ConfigError(f"scenario={config['scenario']} is several", "choose one, or both")
+    chosen = words(config, "systems", known)
+    check_device(config)
+    check_places(config, "out")
+    return {name: known[name] for name in chosen}
 
 
 def _work(config: Mapping[str, Any], scenario: str, index: "DatasetIndex", scratch: Path) -> "Work":

@@ -8,6 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError, MissingExtraError
+from ossicle.launch.bench_checks import (
+    COUNT,
+    POSITIVE,
+    THREADS,
+    check_device,
+    check_found,
+    check_places,
+    listed,
+    numbers,
+    words,
+)
 from ossicle.launch.binding import HYDRA_KEYS, check_binding
 from ossicle.launch.config import groups
 from ossicle.launch.experiment import resolved
@@ -25,36 +36,85 @@ Record = dict[str, Any]
 
 def task(cfg: "DictConfig") -> list[Record]:
     """Measure the mixers that the config names, print the table, and write records and picture where it says."""
-    from ossicle.core.files import write_json
-    from ossicle.launch.bench.mixers import exponent, measure
-
-    config = resolved(cfg)
+    config = numbers(resolved(cfg), NUMBERS)
+    check_places(config, "out", "table", "figure")
+    check_figure(config["figure"])
+    lengths = lengths_of(config)
     settings = settings_of(config)
+    variants = chosen(config["mixers"], settings)
     records: list[Record] = []
-    lengths = sorted(config["lengths"])
-    for variant in chosen(config["mixers"], settings):
-        points, stopped = measure(variant, lengths, settings)
-        slope = exponent(points, config["fit_from"])
-        log.info(
-            "%s: exponent %s%s", variant.label, f"{slope:.2f}" if slope else "-", f"; {stopped}" if stopped else ""
-        )
-        records += [record(variant, point, settings) for point in points]
-        last = {"exponent": slope, "stopped": stopped}
-        records.append({"system": "ossicle", "mixer": variant.label, "numbers": dict(variant.numbers), **last})
-        if config["out"] is not None:
-            write_json(Path(config["out"]), records)
-    show(records, lengths)
-    if config["table"] is not None:
-        path = Path(config["table"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(markdown(records, settings, config["fit_from"]), encoding="utf-8")
-    if config["figure"] is not None:
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        for variant in variants:
+            add(records, variant, lengths, settings, config)
+    except KeyboardInterrupt as stop:
+        interrupted = stop
+    if records:
+        show(records, lengths)
+    if records and config["table"] is not None:
+        Path(config["table"]).write_text(markdown(records, settings, config["fit_from"]), encoding="utf-8")
+    if records and config["figure"] is not None:
         draw(records, Path(config["figure"]), settings)
+    if interrupted is not None:
+        raise interrupted
+    check_found([each.get("step_ms") for each in records], [each.get("stopped") for each in records])
     return records
 
 
+NUMBERS = {
+    "dim": COUNT, "heads": COUNT, "rows": COUNT, "repeats": COUNT, "max_s": POSITIVE, "max_gb": POSITIVE,
+    "threads": THREADS, "fit_from": COUNT,
+}  # fmt: skip
+
+
+def add(
+    records: list[Record], variant: "Variant", lengths: Sequence[int], settings: "Settings", config: Mapping[str, Any]
+) -> None:
+    """Measure one mixer and add its records; all that there are go where ``out`` says."""
+    import torch
+
+    from ossicle.core.files import write_json
+    from ossicle.launch.bench.mixers import exponent, measure
+    from ossicle.launch.bench.records import versions
+    from ossicle.launch.bench.steps import device_name
+
+    points, stopped = measure(variant, lengths, settings)
+    name = device_name(torch.device(settings.device))
+    slope = exponent(points, config["fit_from"])
+    log.info("%s: exponent %s%s", variant.label, f"{slope:.2f}" if slope else "-", f"; {stopped}" if stopped else "")
+    records += [record(variant, point, settings, name) for point in points]
+    records.append({**shared(variant, settings, name), "exponent": slope, "stopped": stopped, "versions": versions()})
+    if config["out"] is not None:
+        write_json(Path(config["out"]), records)
+
+
+def lengths_of(config: Mapping[str, Any]) -> list[int]:
+    """The lengths from the shortest on.
+
+    Raises:
+        ConfigError: One is no number of frames, or there is none.
+    """
+    told = {f"lengths[{place}]": frames for place, frames in enumerate(listed(config["lengths"], "lengths"))}
+    return sorted(numbers(told, dict.fromkeys(told, COUNT)).values())
+
+
+def check_figure(told: str | None) -> None:
+    """Refuse a picture of a kind that matplotlib does not draw.
+
+    Raises:
+        ConfigError: The file's name does not end with one that it does.
+    """
+    if told is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if Path(told).suffix.lstrip(".") not in kinds:
+        raise ConfigError(f"figure={told} is no kind of picture", f"let its name end with one of: {', '.join(kinds)}")
+
+
 def chosen(listed: object, settings: "Settings") -> "list[Variant]":
-    """The mixers that are measured; those that are named with numbers are built once, without memory.
+    """The mixers that are measured; those that are named are built once, without memory.
 
     Args:
         listed: Entries as a hybrid's list has them: names, or names with numbers. None for all of ``conf/mixer``.
@@ -80,9 +140,8 @@ def chosen(listed: object, settings: "Settings") -> "list[Variant]":
         check_binding({f"mixers[{place}]": {**whole, **own}})
         if variant in variants:
             raise ConfigError(f"mixers names {variant.label} twice", "name it once")
-        if own:
-            with contextlib.suppress(MissingExtraError):  # which its row is to say
-                macs_of(variant, 1, settings)
+        with contextlib.suppress(MissingExtraError):  # which its row is to say
+            macs_of(variant, 1, settings)
         variants.append(variant)
     return variants
 
@@ -98,18 +157,12 @@ def settings_of(config: Mapping[str, Any]) -> "Settings":
     from ossicle.core.processor import note_bf16
     from ossicle.launch.bench.mixers import Settings
 
+    check_device(config)
     precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if config["precision"] not in precisions:
-        raise ConfigError(f"precision={config['precision']} is unknown", f"choose from {', '.join(precisions)}")
+    if len(words(config, "precision", precisions)) > 1 or not isinstance(config["precision"], str):
+        raise ConfigError(f"precision={config['precision']} is several", f"choose one of {', '.join(precisions)}")
     if config["precision"] == "bfloat16" and config["device"] == "cpu":
         note_bf16()
-    if config["device"] not in {"cpu", "cuda"}:
-        raise ConfigError(f"device={config['device']} is unknown", "choose from cpu, cuda")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda is not there: torch finds no GPU", "set device=cpu")
-    for key in ("dim", "heads", "rows", "repeats", "max_s", "max_gb"):
-        if config[key] <= 0:
-            raise ConfigError(f"{key}={config[key]} measures nothing", "give a positive number")
     return Settings(
         dim=config["dim"],
         heads=config["heads"],
@@ -123,20 +176,34 @@ def settings_of(config: Mapping[str, Any]) -> "Settings":
     )
 
 
-def record(variant: "Variant", point: "Point", settings: "Settings") -> Record:
-    """What is written of one mixer at one length."""
+def shared(variant: "Variant", settings: "Settings", device_name: str) -> Record:
+    """What all records of a mixer say."""
     return {
         "system": "ossicle",
         "mixer": variant.label,
         "numbers": dict(variant.numbers),
         "device": settings.device,
+        "device_name": device_name,
+        "threads": settings.threads,
+        "precision": str(settings.dtype).removeprefix("torch."),
         "batch": settings.rows,
+    }
+
+
+def record(variant: "Variant", point: "Point", settings: "Settings", device_name: str) -> Record:
+    """What is written of one mixer at one length; frames are not audio, and so have no rate of it."""
+    from ossicle.meter.flops import peak_flops
+
+    flops_per_s, peak = 2 * point.macs / point.forward_s, peak_flops(device_name)
+    return {
+        **shared(variant, settings, device_name),
         "frames": point.frames,
         "forward_ms": 1000 * point.forward_s,
         "step_ms": 1000 * point.step_s,
         "peak_memory_bytes": point.peak_bytes,
         "macs": point.macs,
-        "flops_per_s": 2 * point.macs / point.forward_s,
+        "flops_per_s": flops_per_s,
+        "mfu": None if peak is None else flops_per_s / peak,
     }
 
 
@@ -207,6 +274,5 @@ def draw(records: Sequence[Record], path: Path, settings: "Settings") -> None:
     axis.set_title(f"{settings.rows} x T x {settings.dim}, {settings.device}, {settings.threads} thread(s)")
     axis.grid(visible=True, which="both", alpha=0.2)
     figure.legend(loc="outside right upper", fontsize="x-small", handlelength=3.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

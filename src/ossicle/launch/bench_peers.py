@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.bench_step import heading, show, work_of
-from ossicle.launch.config import Config, nearest
+from ossicle.launch.bench_checks import COUNT, Number, check_found, check_places, listed, numbers, words
+from ossicle.launch.bench_step import NUMBERS, check_parts, heading, show, work_of
+from ossicle.launch.config import Config, compose
 from ossicle.launch.experiment import resolved
 
 if TYPE_CHECKING:
@@ -43,31 +44,52 @@ def task(cfg: "DictConfig") -> list[Record]:
     """Measure every system at every precision, print the tables, and write the records where ``out`` says."""
     from ossicle.core.files import write_json
     from ossicle.core.processor import note_bf16
-    from ossicle.system.execution import MODES
 
-    config = resolved(cfg)
-    chosen = [one_of(name, "systems", systems()) for name in listed(config["systems"])]
-    precisions = [one_of(name, "precision", ("float32", "bfloat16")) for name in listed(config["precision"])]
+    config = numbers(resolved(cfg), {**NUMBERS, "layer_drop": Number(float, 0, most=1)})
+    check_places(config, "out")
+    chosen = words(config, "systems", systems())
+    precisions = words(config, "precision", ("float32", "bfloat16"))
+    modes = compile_modes(config)
+    base = work_of(config)
+    shape = shape_of(config)
+    check_shape(shape, base)
     if "bfloat16" in precisions and config["device"] == "cpu":
         note_bf16()
-    shape = shape_of(config)
     records: list[Record] = []
-    for compiled in listed(config["compile"]):
+    for compiled, mode in modes:
         for precision in precisions:
-            mode = one_of(compiled, "compile", MODES) if isinstance(compiled, str) else MODES[0]
-            work = replace(work_of(config), bfloat16=precision == "bfloat16", compile=bool(compiled), compile_mode=mode)
-            found = measure(chosen, shape, work, config)
+            work = replace(base, bfloat16=precision == "bfloat16", compile=compiled, compile_mode=mode)
+            found, interrupted = measure(chosen, shape, work, config)
             records += found
             how = f"{precision}, {f'compiled ({mode})' if compiled else 'eager'}"
             show(found, f"{config['model']}, {how}: {heading(found)}")
             if config["out"] is not None:
                 write_json(Path(config["out"]), records)
-    if config["out"] is not None:
-        log.info("wrote %s", config["out"])
+                log.info("wrote %s", config["out"])
+            if interrupted is not None:
+                raise interrupted
+    check_found([each["audio_s_per_s"] for each in records], [each["absent"] for each in records])
     return records
 
 
-def measure(chosen: list[str], shape: "Shape", work: "StepWork", config: Config) -> list[Record]:
+def compile_modes(config: Config) -> list[tuple[bool, str]]:
+    """Whether torch.compile is asked for, with its mode then, each way that the config names.
+
+    Raises:
+        ConfigError: A value is neither true, nor false, nor a mode.
+    """
+    from ossicle.system.execution import MODES
+
+    told = listed(config["compile"], "compile")
+    for each in told:
+        if not isinstance(each, bool):
+            words({"compile": each}, "compile", MODES)  # or true or false, as --help says
+    return [(each, MODES[0]) if isinstance(each, bool) else (True, each) for each in told]
+
+
+def measure(
+    chosen: list[str], shape: "Shape", work: "StepWork", config: Config
+) -> tuple[list[Record], KeyboardInterrupt | None]:
     """Every system at one precision, eager or compiled.
 
     Args:
@@ -75,13 +97,21 @@ def measure(chosen: list[str], shape: "Shape", work: "StepWork", config: Config)
         shape: Sizes of the model.
         work: What all are asked for.
         config: How long they are measured.
+
+    Returns:
+        A record of each, and Ctrl-C if it came: then of what was measured before.
     """
+    from ossicle.launch.bench.player import Stopped
     from ossicle.launch.bench.records import record, versions
     from ossicle.launch.bench.steps import take_turns
 
     known = systems()
     builders = {name: partial(known[name], shape) for name in chosen}
-    found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"], together=config["together"])
+    interrupted: Stopped | None = None
+    try:
+        found = take_turns(builders, work, steps=config["steps"], rounds=config["rounds"], together=config["together"])
+    except Stopped as stop:
+        found, interrupted = stop.results, stop
     same: Record = {
         "model": config["model"],
         "sizes": asdict(shape),
@@ -94,23 +124,7 @@ def measure(chosen: list[str], shape: "Shape", work: "StepWork", config: Config)
     base = records[0]["audio_s_per_s"]
     for each in records:
         each["ratio"] = each["audio_s_per_s"] / base if base and each["audio_s_per_s"] else None
-    return records
-
-
-def listed(value: object) -> list[Any]:
-    """One value, or several."""
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def one_of(word: str, key: str, choices: "Mapping[str, object] | tuple[str, ...]") -> str:
-    """A word that means something.
-
-    Raises:
-        ConfigError: It means nothing here.
-    """
-    if word not in choices:
-        raise ConfigError(f"there is no {key}={word}{nearest(str(word), choices)}", f"choose from {', '.join(choices)}")
-    return word
+    return records, interrupted
 
 
 def shape_of(config: Config) -> "Shape":
@@ -121,9 +135,29 @@ def shape_of(config: Config) -> "Shape":
     """
     from ossicle.launch.bench.peers.shape import SHAPES
 
-    shape = SHAPES[one_of(config["model"], "model", tuple(SHAPES))]
+    told = words(config, "model", SHAPES)
+    if len(told) > 1:
+        raise ConfigError(f"model={config['model']} is several", "choose one")
+    shape = SHAPES[told[0]]
     sizes = [name for name, value in asdict(shape).items() if isinstance(value, int) and not isinstance(value, bool)]
-    sizes_stated = dict(config["sizes"] or {})
-    for name in sizes_stated:
-        one_of(name, "sizes", tuple(sizes))
-    return replace(shape, layer_drop=config["layer_drop"], **sizes_stated)
+    stated = config["sizes"] or {}
+    if not isinstance(stated, Mapping):
+        raise ConfigError(f"sizes={stated} names no size", "name sizes with numbers: sizes={dim: 64, layers: 2}")
+    for name in stated:
+        words({"sizes": name}, "sizes", sizes)
+    whole = numbers(
+        {f"sizes.{name}": size for name, size in stated.items()}, {f"sizes.{name}": COUNT for name in stated}
+    )
+    return replace(shape, layer_drop=config["layer_drop"], **{name: whole[f"sizes.{name}"] for name in stated})
+
+
+def check_shape(shape: "Shape", work: "StepWork") -> None:
+    """Hold sizes and crops against Ossicle's own parts, which say what no system could build.
+
+    Raises:
+        ConfigError: Sizes do not fit each other, or a crop is too short to be masked.
+    """
+    from ossicle.launch.bench.peers.ossicle import SINGLE, overrides
+
+    config = resolved(compose("pretrain", overrides(shape, work)))
+    check_parts({**config, "stage": SINGLE}, shape.experiment, work.samples)

@@ -2,13 +2,26 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
+from ossicle.launch.bench_checks import (
+    COUNT,
+    SEED,
+    SWITCH,
+    THREADS,
+    Number,
+    check_device,
+    check_found,
+    check_places,
+    listed,
+    numbers,
+)
 from ossicle.launch.config import Config, compose, conf_dir, groups, nearest
 from ossicle.launch.experiment import resolved
 
@@ -27,13 +40,13 @@ def task(cfg: "DictConfig") -> list[Record]:
     from ossicle.core.files import write_json
     from ossicle.launch.bench.bare import BareStep
     from ossicle.launch.bench.records import record, versions
-    from ossicle.launch.bench.steps import alone, take_turns
 
-    config = resolved(cfg)
+    config = numbers(resolved(cfg), {**NUMBERS, "apart": SWITCH})
+    check_places(config, "out")
     work = work_of(config)
     compositions = composed(config)
     for name, composition in compositions.items():
-        check_parts(composition, name)
+        check_parts(composition, name, work.samples)
     log.info("%d steps in each of %d turns of %s", config["steps"], config["rounds"], ", ".join(compositions))
     builders: dict[str, Builder] = {name: partial(BareStep, part) for name, part in compositions.items()}
     records: list[Record] = []
@@ -48,38 +61,71 @@ def task(cfg: "DictConfig") -> list[Record]:
         if config["out"] is not None:
             write_json(Path(config["out"]), records)
 
-    often = {"steps": config["steps"], "rounds": config["rounds"]}
-    if config["apart"]:
-        tell(take_turns(builders, work, **often, together=config["together"]))
-    else:
-        for name, build in builders.items():  # each is told as it comes: what follows may be cut off
-            tell({name: alone(build, work, **often)})
-    show(records)
-    if config["out"] is not None:
-        log.info("wrote %s", config["out"])
+    interrupted = measure(builders, work, config, tell)
+    if records:
+        show(records)
+        if config["out"] is not None:
+            log.info("wrote %s", config["out"])
+    if interrupted is not None:
+        raise interrupted
+    check_found([each["audio_s_per_s"] for each in records], [each["absent"] for each in records])
     return records
+
+
+def measure(
+    builders: "Mapping[str, Builder]",
+    work: "StepWork",
+    config: Config,
+    tell: "Callable[[Mapping[str, Measured]], None]",
+) -> KeyboardInterrupt | None:
+    """Measure compositions as the config says: in turns, each in a process of its own, or one after another in this.
+
+    Args:
+        builders: What builds each, by its name.
+        work: What all are asked for.
+        config: How long and where they are measured.
+        tell: Told what each did, as soon as it is known.
+
+    Returns:
+        Ctrl-C, if it came.
+    """
+    from ossicle.launch.bench.player import Stopped
+    from ossicle.launch.bench.steps import alone, take_turns
+
+    often = {"steps": config["steps"], "rounds": config["rounds"]}
+    try:
+        if config["apart"]:
+            tell(take_turns(builders, work, **often, together=config["together"]))
+        else:
+            for name, build in builders.items():  # each is told as it comes: what follows may be cut off
+                tell({name: alone(build, work, **often)})
+    except Stopped as stop:
+        tell(stop.results)
+        return stop
+    except KeyboardInterrupt as stop:
+        return stop
+    return None
+
+
+NUMBERS = {
+    "batch": COUNT, "crop_s": Number(float, 0.1), "steps": COUNT, "rounds": COUNT, "warmup": Number(int, 0),
+    "threads": THREADS, "seed": SEED, "together": SWITCH,
+}  # fmt: skip
+"""What this bench and ``bench peers`` count with."""
 
 
 def work_of(config: Config) -> "StepWork":
     """What every system is asked for; precision and compilation are left to the systems' own configs.
 
     Args:
-        config: A resolved config of this bench or of ``bench peers``.
+        config: A config of this bench or of ``bench peers``, its :data:`NUMBERS` checked.
 
     Raises:
-        ConfigError: A device that is not there, or numbers that measure nothing.
+        ConfigError: A device that is not there.
     """
-    import torch
-
     from ossicle.launch.bench.steps import StepWork
 
-    if config["device"] not in {"cpu", "cuda"}:
-        raise ConfigError(f"device={config['device']} is unknown", "choose from cpu, cuda")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda is not there: torch finds no GPU", "set device=cpu")
-    for key, least in (("batch", 1), ("crop_s", 0.1), ("steps", 1), ("rounds", 1), ("warmup", 0)):
-        if config[key] < least:
-            raise ConfigError(f"{key}={config[key]} measures nothing", f"give {least} or more")
+    check_device(config)
     rate_hz = 16_000
     return StepWork(
         batch=config["batch"],
@@ -104,8 +150,8 @@ def composed(config: Config) -> dict[str, dict[str, Any]]:
     choice, overrides = told_on_the_command_line()
     known = groups()["experiment"]
     found: dict[str, dict[str, Any]] = {}
-    for entry in config["experiments"] or [choice]:
-        name, *own = str(entry).split()
+    for entry in listed(choice if config["experiments"] is None else config["experiments"], "experiments"):
+        name, *own = str(entry).split() or [""]
         if name not in known:
             raise ConfigError(
                 f"there is no experiment {name!r}{nearest(name, known)}", f"choose from: {', '.join(known)}"
@@ -127,21 +173,30 @@ def told_on_the_command_line() -> tuple[str, list[str]]:
     return str(told.runtime.choices["experiment"]), ours
 
 
-def check_parts(config: Config, name: str) -> None:
-    """Hold a composition against its classes before a process is started for it.
+def check_parts(config: Config, name: str, samples: int) -> None:
+    """Hold a composition against its classes and its crops before a process is started for it.
+
+    Args:
+        config: Its config, as ``ossicle pretrain`` would have it.
+        name: What it is called.
+        samples: Length of its crops.
 
     Raises:
-        ConfigError: Its parts do not fit.
+        ConfigError: Its parts do not fit, or such a crop is too short or too long for them.
     """
     from ossicle.launch.binding import check_binding
-    from ossicle.launch.experiment import as_run, build_on_meta, stages
+    from ossicle.launch.experiment import as_run, build_on_meta, check_lengths, check_own_values, stages
 
     try:
+        check_own_values(config)
         check_binding({key: value for key, value in config.items() if key != "data"})
         last = stages(config).runs()[-1]
-        build_on_meta(as_run(config, last), last.clusters)
+        model, objective = build_on_meta(as_run(config, last), last.clusters)
+        crop_s = samples / model.clock.rate_hz
+        check_lengths(model, objective, {"min_crop_s": crop_s, "max_crop_s": crop_s})
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error.problem}", error.mend) from error
+        problem, mend = (re.sub(r"data\.(min|max)_crop_s", "crop_s", text) for text in (error.problem, error.mend))
+        raise ConfigError(f"{name}: {problem}", mend) from error
 
 
 def show(records: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
@@ -166,10 +221,22 @@ def show(records: Sequence[Mapping[str, Any]], title: str | None = None) -> None
     if not console.is_terminal:
         console.width = max(console.width, FILE_WIDTH)
     console.print(table)
+    for line in notes(records):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for each in records:
         if each["absent"] is not None:
             reason = f"{label(each)} is absent: {each['absent']}"
             console.print(reason, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What stands beneath a table: versions, and why a column is not there."""
+    versions = records[0].get("versions") or {}
+    lines = [", ".join(f"{name} {version}" for name, version in versions.items() if version)]
+    for what, key in (("MFU", "mfu_reason"), ("energy", "energy_reason")):
+        reasons = {each[key]: None for each in records if each.get(key)}
+        lines += [f"{what} is unknown: {reason}" for reason in reasons]
+    return [line for line in lines if line]
 
 
 FILE_WIDTH = 120

@@ -54,6 +54,8 @@ device=cpu or cuda; out=FILE writes the records as JSON. Peers come with: pip in
 
 HELP = frozenset({"-h", "--help"})
 
+INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
+
 RESPELT = {"label": {"layer": "source_layer"}}
 
 SWITCHES = {"prepare": {"--verify": "verify=true"}}
@@ -142,7 +144,11 @@ def run_command(command: str, overrides: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 2 where the command line is wrong, 1 where the run failed for a reason that it names."""
+    """Entry point.
+
+    Exits with 2 where the command line is wrong, 1 where the run failed for a reason that it names, and 130 where
+    Ctrl-C ended it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {*HELP, "help"}:
         sys.stdout.write(usage())
@@ -171,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OssicleError as error:
         sys.stderr.write(f"\nossicle {spoken(command)}: {error}\n")
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nossicle {spoken(command)}: interrupted\n")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _refuse(problem: str, help_text: str) -> NoReturn:

@@ -156,11 +156,7 @@ def check(config: Config) -> None:
         ConfigError: A part's arguments do not fit its class, the batch does not divide, no crop can be made, the stages
             contradict, or the parts do not fit each other.
     """
-    for key, kind in NUMBERS.items():
-        group, _, name = key.rpartition(".")
-        holder = config.get(group, {}) if group else config
-        if name in holder:
-            check_number(key, holder[name], kind)
+    check_own_values(config)
     check_binding(config)
     batch_share(config)
     check_crops(config["data"])
@@ -188,6 +184,22 @@ def check(config: Config) -> None:
             )
         model, objective = build_on_meta(as_run(config, run), run.clusters)
         check_lengths(model, objective, config["data"])
+
+
+def check_own_values(config: Config) -> None:
+    """Hold the values outside a config's parts against what they can be: its numbers and its precision.
+
+    Raises:
+        ConfigError: One is of another kind, or the precision is none that runs take.
+    """
+    from ossicle.system.trainer import check_precision
+
+    for key, kind in NUMBERS.items():
+        group, _, name = key.rpartition(".")
+        holder = config.get(group, {}) if group else config
+        if name in holder:
+            check_number(key, holder[name], kind)
+    check_precision(config["precision"])
 
 
 def check_lengths(model: "SpeechEncoder", objective: "Objective", data: Config) -> None:
@@ -236,6 +248,7 @@ def build_on_meta(config: Config, clusters: int | None = None) -> "tuple[SpeechE
         The model, and its objective.
     """
     import torch
+    from torch import nn
 
     from ossicle.system.build import connect
 
@@ -254,6 +267,7 @@ def build_on_meta(config: Config, clusters: int | None = None) -> "tuple[SpeechE
     replace(execution(config), compile=False, compile_mode="default", float8=False).prepare(model)
     parts["augmentation"](clock=model.clock)
     parts["schedule"](max_steps=config["max_steps"])
+    parts["optim"](nn.ModuleList([model, objective]))
     return model, objective
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ossicle.core.errors import ConfigError
 from ossicle.optim.groups import decay_groups
 
 
@@ -27,17 +28,23 @@ def adamw(
         betas: Decay rates of the two moments.
         eps: Added to the root of the second moment.
         weight_decay: Decay of the weights of linear and convolution layers.
+
+    Raises:
+        ConfigError: A number is out of its range, or there are not two betas.
     """
     groups = decay_groups(module)
     kinds = {parameter.device.type for parameter in (*groups.decayed, *groups.plain)}
-    first, second = betas
-    return torch.optim.AdamW(
-        [
-            {"params": list(groups.decayed), "weight_decay": weight_decay},
-            {"params": list(groups.plain), "weight_decay": 0.0},
-        ],
-        lr=lr,
-        betas=(first, second),
-        eps=eps,
-        fused=kinds <= {"cuda", "cpu"},
-    )
+    try:
+        first, second = betas
+        return torch.optim.AdamW(
+            [
+                {"params": list(groups.decayed), "weight_decay": weight_decay},
+                {"params": list(groups.plain), "weight_decay": 0.0},
+            ],
+            lr=lr,
+            betas=(first, second),
+            eps=eps,
+            fused=kinds <= {"cuda", "cpu"},
+        )
+    except ValueError as error:
+        raise ConfigError(f"optim: {error}", "mend optim.lr, optim.betas, optim.eps or optim.weight_decay") from error

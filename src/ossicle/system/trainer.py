@@ -43,13 +43,22 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
     if precision in {"auto", "fastest"}:
         native = torch.cuda.is_bf16_supported() if on_gpu else precision == "fastest" and multiplies_bf16()
         return "bf16-mixed" if native else "32-true"
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision={precision} is not one that runs take", f"choose auto, fastest, {', '.join(PRECISIONS)}"
-        )
+    check_precision(precision)
     if PRECISIONS[precision] == "bf16-mixed" and not on_gpu:
         note_bf16()
     return PRECISIONS[precision]
+
+
+def check_precision(precision: object) -> None:
+    """Refuse what :func:`pick_precision` does, before there is a machine to pick for.
+
+    Raises:
+        ConfigError: The precision is unknown, or is float16.
+    """
+    if precision not in {"auto", "fastest", *PRECISIONS}:
+        raise ConfigError(
+            f"precision={precision} is not one that runs take", f"choose auto, fastest, {', '.join(PRECISIONS)}"
+        )
 
 
 def make_callbacks(experiment: Experiment, run_dir: Path, config: Mapping[str, object]) -> list[Callback]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ossicle.core.errors import MissingExtraError
 from ossicle.core.memory import keep_memory, peak_resident_bytes, return_memory
+from ossicle.launch.bench.player import start
 from ossicle.launch.parts import option
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
@@ -128,7 +129,7 @@ def _told_apart(variant: Variant, lengths: Sequence[int], settings: Settings) ->
     """What a process of its own told: points, and at the end why there are no more."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_run_apart, args=(variant, lengths, settings, theirs))
-    process.start()
+    start(process)
     theirs.close()
     told: list[Point | str | None] = []
     try:
@@ -137,6 +138,9 @@ def _told_apart(variant: Variant, lengths: Sequence[int], settings: Settings) ->
     except EOFError:
         process.join()
         return [*told, f"its process ended with {process.exitcode}: out of memory, most likely"]
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     process.join()
     return told
 

@@ -1,14 +1,43 @@
 """A system that is measured, in a process of its own, and the line to it."""
 
 import multiprocessing
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 Play = Callable[[Connection, str], None]
 """What runs in the process: it is given its end of the line and the start method that its own workers take."""
 
+INTERRUPTED = "it was interrupted before its first turn was over"
+
 _END_S = 5.0
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, with what was measured until then.
+
+    Args:
+        results: What each system did, by name.
+    """
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.results = dict(results)
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process that Ctrl-C does not reach: a terminal sends it to all, and who started the process ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        process.start()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits, its interpreter's start too
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Player:
@@ -24,7 +53,7 @@ class Player:
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=play, args=(theirs, multiprocessing.get_start_method()))
-        self._process.start()
+        start(self._process)
         theirs.close()
 
     def ready(self) -> str | None:
@@ -33,20 +62,34 @@ class Player:
         return None if told is None else str(told)
 
     def ask(self, what: str, amount: float) -> object:
-        """Have something done, and wait for what comes of it."""
-        self._line.send((what, amount))
+        """Have something done, and wait for what comes of it; why nothing does, where the process is no more."""
+        try:
+            self._line.send((what, amount))
+        except OSError:  # it ended while nobody asked
+            return self._ended()
         return self._told()
 
     def _told(self) -> object:
         try:
             return self._line.recv()
-        except EOFError:
-            self._process.join()
-            return f"its process ended with {self._process.exitcode}; what it printed says why"
+        except (EOFError, OSError):
+            return self._ended()
+
+    def _ended(self) -> str:
+        self._process.join()
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return f"its process was ended by {name}" + (": out of memory, most likely" if name == "SIGKILL" else "")
+        return f"its process ended with {code}; what it printed says why"
 
     def dismiss(self) -> None:
         """Let the process know that it may go."""
         self._line.close()
+
+    def stop(self) -> None:
+        """End the process in the middle of what it does."""
+        self._process.terminate()
 
     def end(self) -> None:
         """Wait for the process to go, and end it where it stays."""

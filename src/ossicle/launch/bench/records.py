@@ -47,6 +47,7 @@ def _start_record(start: Start) -> Record:
         "macs_reason": None if known else facts.macs_per_audio_s,
         "note": facts.note,
         "first_step_s": start.first_step_s,
+        "energy_reason": start.energy_reason,
     }
 
 
@@ -55,6 +56,7 @@ def _speed_record(result: Measured, start: Start) -> Record:
     macs = start.facts.macs_per_audio_s
     flops = 6 * macs * result.rate() if isinstance(macs, float) else None
     peak = peak_flops(start.device_name)
+    unknown = macs if isinstance(macs, str) else f"nothing here knows the peak of {start.device_name}"
     joules = result.joules_per_audio_s()
     step_s = result.step_s()
     return {
@@ -64,6 +66,7 @@ def _speed_record(result: Measured, start: Start) -> Record:
         "compile_s": max(0.0, start.first_step_s - step_s) if start.facts.compiled else None,
         "flops_per_s": flops,
         "mfu": flops / peak if flops is not None and peak is not None else None,
+        "mfu_reason": None if flops is not None and peak is not None else unknown,
         "energy_kwh_per_audio_h": joules / 1000 if joules is not None else None,
         "rounds": [turn.round.audio_s / turn.round.wall_s for turn in result.turns],
         "cpu_rounds": [turn.round.audio_s / turn.round.cpu_s for turn in result.turns],

@@ -18,7 +18,7 @@ from torch import Tensor
 from ossicle.core.errors import DataError, OssicleError
 from ossicle.core.memory import peak_resident_bytes
 from ossicle.launch.bench.ossicle import Stage
-from ossicle.launch.bench.player import Player
+from ossicle.launch.bench.player import INTERRUPTED, Player, Stopped
 from ossicle.launch.bench.work import PREFETCH, System, Work
 
 Staged = Callable[[Work, float], tuple[float, list[Stage]]]
@@ -95,6 +95,9 @@ def compare(
 
     Returns:
         What each did, by name; one that lacks a package or fails has its reason.
+
+    Raises:
+        Stopped: Ctrl-C, with what each did until then; those that had no turn yet have that as their reason.
     """
     results = {name: Result() for name in systems}
     with ExitStack() as stack:
@@ -105,20 +108,32 @@ def compare(
             stack.callback(player.end)
         for player in players.values():
             stack.callback(player.dismiss)  # before any is waited for
-        for name, player in players.items():
-            results[name].absent = player.ready()
-        for _ in range(rounds):
+        try:
+            _all_rounds(players, results, seconds / rounds, rounds)
             for name, player in players.items():
                 if results[name].absent is None:
-                    told = player.ask("round", seconds / rounds)
-                    if isinstance(told, Round):
-                        results[name].rounds.append(told)
-                    else:
-                        results[name].absent = str(told)
-        for name, player in players.items():
-            if results[name].absent is None:
-                _finish(player, results[name], seconds / rounds if name in staged else None)
+                    _finish(player, results[name], seconds / rounds if name in staged else None)
+        except KeyboardInterrupt:
+            for player in players.values():
+                player.stop()
+            for result in results.values():
+                result.absent = result.absent or (None if result.rounds else INTERRUPTED)
+            raise Stopped(results) from None
     return results
+
+
+def _all_rounds(players: Mapping[str, Player], results: Mapping[str, Result], seconds: float, rounds: int) -> None:
+    for name, player in players.items():
+        results[name].absent = player.ready()
+    for _ in range(rounds):
+        for name, player in players.items():
+            if results[name].absent is not None:
+                continue
+            told = player.ask("round", seconds)
+            if isinstance(told, Round):
+                results[name].rounds.append(told)
+            else:
+                results[name].absent = str(told)
 
 
 def _finish(player: Player, result: Result, stage_s: float | None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ossicle.core.errors import OssicleError
 from ossicle.core.memory import peak_resident_bytes
-from ossicle.launch.bench.player import Player
+from ossicle.launch.bench.player import INTERRUPTED, Player, Stopped
 from ossicle.launch.bench.rounds import Round
 from ossicle.meter.energy import EnergyCounter
 
@@ -112,11 +112,13 @@ class Start:
         facts: What it says of itself.
         device_name: The device's name.
         first_step_s: Time of the first step, in which things are compiled.
+        energy_reason: Why nothing says what energy it draws, where nothing does.
     """
 
     facts: Facts
     device_name: str
     first_step_s: float
+    energy_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,28 +188,45 @@ def take_turns(
 
     Returns:
         What each did, by name; one that lacks a package or fails has its reason.
+
+    Raises:
+        Stopped: Ctrl-C, with what each did until then; those that had no turn yet have that as their reason.
     """
     results = {name: Measured() for name in builders}
+    players: dict[str, Player] = {}
     with ExitStack() as stack:
-        players: dict[str, Player] = {}
-        for name, build in builders.items():
-            players[name] = player = Player(partial(play, build, work))
-            stack.callback(player.end)
-            stack.callback(player.dismiss)
-            if not together:
-                _await_start(player, results[name])
-                _one_turn(name, player, results[name], steps)
-        for name, player in players.items():
-            if together:
-                _await_start(player, results[name])
-        for _ in range(rounds if together else rounds - 1):
-            for name, player in players.items():
-                _one_turn(name, player, results[name], steps)
-        for name, player in players.items():
-            if results[name].absent is None:
-                memory = player.ask("memory", 0)
-                results[name].peak_memory_bytes = memory if isinstance(memory, int) else None
+        try:
+            for name, build in builders.items():
+                players[name] = player = Player(partial(play, build, work))
+                stack.callback(player.end)
+                stack.callback(player.dismiss)
+                if not together:
+                    _await_start(player, results[name])
+                    _one_turn(name, player, results[name], steps)
+            _all_turns(players, results, steps, rounds, together=together)
+        except KeyboardInterrupt:
+            for player in players.values():
+                player.stop()
+            for result in results.values():
+                result.absent = result.absent or (None if result.turns else INTERRUPTED)
+            raise Stopped(results) from None
     return results
+
+
+def _all_turns(
+    players: Mapping[str, Player], results: Mapping[str, Measured], steps: int, rounds: int, *, together: bool
+) -> None:
+    """The turns of all that were begun, and what memory each took."""
+    for name, player in players.items():
+        if together:
+            _await_start(player, results[name])
+    for _ in range(rounds if together else rounds - 1):
+        for name, player in players.items():
+            _one_turn(name, player, results[name], steps)
+    for name, player in players.items():
+        if results[name].absent is None:
+            memory = player.ask("memory", 0)
+            results[name].peak_memory_bytes = memory if isinstance(memory, int) else None
 
 
 def alone(build: Builder, work: StepWork, *, steps: int, rounds: int) -> Measured:
@@ -309,7 +328,8 @@ def _begun(build: Builder, work: StepWork) -> tuple[Subject, Start]:
         subject.step()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the next system's first steps need the memory
-    return subject, Start(subject.facts(), device_name(device), first_step_s)
+    energy_reason = EnergyCounter.of_device(device).reason
+    return subject, Start(subject.facts(), device_name(device), first_step_s, energy_reason)
 
 
 def _reason(error: Exception) -> str:
