@@ -70,6 +70,19 @@ def frames_out(built: Encoder, frames: int) -> int:
     return built.clock(CLOCK).num_frames(CLOCK.num_samples(frames))
 
 
+@pytest.mark.parametrize("name", groups()["encoder"])
+def test_its_yaml_states_every_number_and_each_as_the_class_has_it(name: str) -> None:
+    node = option(name, "encoder")
+    parameters = inspect.signature(get_class(node.pop("_target_"))).parameters.values()
+    node.pop("_partial_")
+    defaults = {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    both = node.keys() & plain.keys()
+    assert {key: node[key] for key in both} == {key: plain[key] for key in both}
+    # what no number states: the stages of a rate each, and what changes the rate
+    assert node.keys() ^ plain.keys() <= {"stages", "sampling"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 @hypothesis.given(lengths=st.lists(st.integers(16, 40), min_size=2, max_size=3))
 @hypothesis.settings(max_examples=8, deadline=None)

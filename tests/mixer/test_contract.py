@@ -19,6 +19,7 @@ from ossicle.launch.config import groups
 from ossicle.launch.parts import option
 from ossicle.mixer.base import Lender, Mixer, MixerStack, Placed, build_mixers, run_lending, run_placed
 from ossicle.ops import dropout
+from ossicle.ops.attention_backends import BACKENDS
 
 DIM = 24
 SMALL = {"num_heads": 3, "dropout": 0.0}
@@ -44,6 +45,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What some of them are by other numbers: the YAML, and these."""
 ALL = [*NAMES, *VARIANTS]
+
+
+def takers(argument: str) -> list[str]:
+    """The mixers that are given an argument by this name."""
+    return [name for name in ALL if argument in option(VARIANTS.get(name, (name, {}))[0], "mixer")]
 
 
 def factory(name: str, **more: object) -> Callable[[int], Mixer] | MixerStack:
@@ -98,6 +104,24 @@ class Chain(nn.Module):
                 mixed = call(layer)(x, valid_BT)
             x = x + mixed
         return x
+
+
+def defaults(cls: type) -> dict[str, object]:
+    """What a constructor takes where nothing is said."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_yaml_states_every_number_and_each_as_the_class_has_it(name: str) -> None:
+    node = option(name, "mixer")
+    cls = get_class(node.pop("_target_"))
+    node.pop("_partial_", None)
+    assert node == defaults(cls)
+    if issubclass(cls, MixerStack):  # what its layers have where they are made one by one
+        layer = defaults(type(mixers(name, 1)[0]))
+        both = layer.keys() & node.keys()
+        assert {key: layer[key] for key in both} == {key: node[key] for key in both}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -199,6 +223,55 @@ def test_with_padding_dropout_and_gradients_it_is_one_graph_that_equals_what_is_
         for ours, theirs in zip(*made, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", [name for name in takers("dropout") if name != "summary, lite"])  # has no map c
+def test_its_dropout_reaches_every_frame_and_channel_in_training_alone(name: str) -> None:
+    x_BTD, valid_BT = torch.randn(2, 19, DIM), torch.ones(2, 19, dtype=torch.bool)
+    edges = torch.tensor([0, 19, 38], dtype=torch.int32)
+    for rate in (0.5, 0.0):
+        for mixer in mixers(name, dropout=rate):
+            if isinstance(out := getattr(mixer, "out", None), nn.Linear) and out.in_features == DIM:
+                nn.init.eye_(out.weight)  # heads are then seen apart
+            for call in (
+                lambda mixer=mixer: mixer(x_BTD),
+                lambda mixer=mixer: mixer(x_BTD, valid_BT),
+                lambda mixer=mixer: mixer.packed(x_BTD.flatten(0, 1), edges, 19).view_as(x_BTD),
+            ):
+                mixer.train()
+                differs = call() != call()
+                assert bool(differs.any(-1).all()) == (rate > 0), "frames"
+                assert bool(differs.any((0, 1)).all()) == (rate > 0), "channels"
+                mixer.eval()
+                assert torch.equal(call(), call())
+
+
+@pytest.mark.parametrize("name", [name for name in takers("backend") if "global" not in name])
+def test_the_kernel_that_is_named_is_the_one_that_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def noted(kind: type, way: str) -> Callable[..., torch.Tensor]:
+        real = getattr(kind, way)
+        return lambda self, *args, **more: (ran.append(self.name), real(self, *args, **more))[1]
+
+    for kind in map(type, BACKENDS.values()):
+        for way in ("dense", "packed"):
+            monkeypatch.setattr(kind, way, noted(kind, way))
+    x_BTD, edges = torch.randn(2, 19, DIM), torch.tensor([0, 19, 38], dtype=torch.int32)
+    chain = Chain(mixers(name, backend="reference"))
+    chain(x_BTD)
+    assert len(ran) >= len(chain.layers)
+    chain.packed(x_BTD.flatten(0, 1), edges, 19)
+    assert set(ran) == {"reference"}
+
+
+@pytest.mark.parametrize("name", takers("head_dim"))
+def test_heads_of_a_width_of_their_own_are_of_that_width_in_every_layer(name: str) -> None:
+    chain = Chain(mixers(name, head_dim=10))
+    maps = {key: part for key, part in chain.named_modules() if key.rpartition(".")[2] in {"query", "key", "value"}}
+    assert maps
+    assert {part.weight.shape for part in maps.values()} == {(30, DIM)}
+    assert chain(torch.randn(2, 5, DIM)).shape == (2, 5, DIM)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -134,7 +134,7 @@ class Elastic(Encoder):
         depths: Sequence[int] = (12,),
         dropout: float = 0.1,
         position_kernel: int = 128,
-        position_groups: int = 16,
+        position_groups: int = 6,
     ) -> None:
         super().__init__()
         if not (dims and heads and ffn_ratios and depths):
