@@ -1,4 +1,4 @@
-"""What training drops, and where: with everything dropped what comes out is known; float64's dropout takes a rate of 1."""
+"""What training drops, and where: with everything dropped what comes out is known; float64's dropout takes it all."""
 
 import pytest
 import torch

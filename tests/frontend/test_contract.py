@@ -75,6 +75,17 @@ def in_float64(built: Frontend) -> Frontend:
     return built.double()
 
 
+@pytest.mark.parametrize("name", ["logmel", "logmel_conv", "wave"])  # the others are these, or theirs, by other numbers
+def test_its_yaml_states_every_number_and_each_as_the_class_has_it(name: str) -> None:
+    node = option(name, "frontend")
+    parameters = inspect.signature(get_class(node.pop("_target_"))).parameters.values()
+    del node["_partial_"]
+    defaults = {each.name: each.default for each in parameters}
+    if "convolutions" in defaults:
+        defaults["convolutions"] = list(map(list, defaults["convolutions"]))
+    assert node == defaults
+
+
 @pytest.mark.parametrize("name", NAMES)
 @hypothesis.given(more=st.lists(st.integers(0, 3_000), min_size=2, max_size=4))
 @hypothesis.settings(max_examples=10, deadline=None)

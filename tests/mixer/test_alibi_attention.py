@@ -58,6 +58,10 @@ def test_places_are_forgotten_where_a_block_fails() -> None:
     assert mixer.place_BT is None
 
 
+def test_scales_begin_at_one_where_slopes_are_alibis_own() -> None:
+    assert AlibiAttention(DIM, HEADS).slopes().tolist() == list(alibi_slopes(HEADS))
+
+
 def test_scales_stand_once_among_the_weights_and_every_layer_trains_them() -> None:
     mixers = nn.ModuleList(AlibiAttentionStack(HEADS, 0.0).build([DIM] * 3))
     noisy(mixers)

@@ -70,3 +70,12 @@ def test_taps_are_left_out_only_in_training() -> None:
 def test_what_makes_no_convolution_is_refused(numbers: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Convolution(24, **numbers)
+
+
+@pytest.mark.parametrize("kind", ["light", "depthwise"])
+def test_kernels_begin_with_one_energy_however_long_they_are(kind: str) -> None:
+    torch.manual_seed(0)
+    for kernel in (5, 31):
+        weight = Convolution(512, kind=kind, kernel=kernel, num_heads=512).weight
+        assert weight is not None
+        assert weight.square().sum(1).mean().item() == pytest.approx(1 / 3, rel=0.1)

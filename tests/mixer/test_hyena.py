@@ -112,3 +112,20 @@ def test_neither_no_order_nor_a_kernel_without_a_centre_is_taken() -> None:
         Hyena(DIM, order=0)
     with pytest.raises(ConfigError, match="short_kernel=2 has no centre"):
         Hyena(DIM, short_kernel=2)
+
+
+def test_what_no_filter_has_learned_yet_begins_where_the_equations_have_it() -> None:
+    mixer = Hyena(DIM)
+    assert (mixer.skip == 1).all()
+    assert (mixer.filter.frequency == 10).all()
+    assert mixer.filter.floor == 0.01
+
+
+def test_angles_of_late_frames_are_as_exact_as_those_of_early_ones() -> None:
+    torch.manual_seed(0)
+    part, frames = Hyena(DIM, reach=REACH).filter, 300_000
+    with torch.no_grad():
+        part.first.weight[:, 0] = 0  # the distance itself has fewer digits the farther it is
+    filters_TC = part(frames)
+    early, late = filters_TC[100 * REACH : 101 * REACH], filters_TC[frames - REACH :]  # windows are at their floor
+    torch.testing.assert_close(late, early, atol=1e-6, rtol=1e-5)

@@ -33,6 +33,10 @@ def test_it_equals_a_loop_in_float64() -> None:
     np.testing.assert_allclose(array(mixer(x_TD[None]))[0], expected, atol=1e-6)  # places are in float32
 
 
+def test_both_means_begin_with_half_a_share_each() -> None:
+    assert KeyQueryAttention(DIM, HEADS).shares.tolist() == [0.5, 0.5]
+
+
 def test_a_share_below_zero_counts_for_nothing() -> None:
     mixer = noisy(KeyQueryAttention(DIM, HEADS))
     x_BTD = torch.randn(1, 5, DIM)

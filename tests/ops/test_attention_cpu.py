@@ -55,6 +55,12 @@ def test_autocast_leaves_scores_in_float32() -> None:
         assert torch.equal(cpu_attention(q, k, v, None, 0.0), wanted)
 
 
+def test_scores_of_bfloat16_are_not_rounded_to_it() -> None:
+    q, k, v = (scale * x.detach().bfloat16() for scale, x in zip((4, 4, 1), drawn(1, 2, 30, 2, 8)[:3], strict=True))
+    wanted = written_out(q.double(), k.double(), v.double(), None, 0.0)
+    torch.testing.assert_close(cpu_attention(q, k, v, None, 0.0).double(), wanted, atol=2e-2, rtol=0)
+
+
 def test_without_dropout_nothing_is_drawn_from_torchs_generator() -> None:
     before = torch.get_rng_state()
     cpu_attention(*(torch.randn(1, 3, 2, 8, generator=torch.Generator().manual_seed(0)) for _ in range(3)), None, 0.0)
@@ -112,6 +118,14 @@ def test_long_rows_without_dropout_hold_no_scores(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("ossicle.ops.attention_backends.cpu_attention", None)
     found = native.dense(q, k, v, valid_BT=None, dropout=0.0, window=None)
     torch.testing.assert_close(found, wanted, atol=2e-2, rtol=2e-2)
+
+
+def test_long_rows_with_dropout_stay_where_weights_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = BACKENDS["native"]
+    monkeypatch.setattr(type(native), "longest", 39)
+    monkeypatch.setattr(type(BACKENDS["sdpa"]), "dense", None)
+    q, k, v = (x.detach().bfloat16() for x in drawn(0, 1, 40, 2, 8)[:3])
+    assert native.dense(q, k, v, valid_BT=None, dropout=0.3, window=None).isfinite().all()
 
 
 def test_the_source_comes_with_the_package() -> None:
