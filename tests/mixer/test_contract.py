@@ -187,6 +187,23 @@ def test_it_runs_in_bfloat16_at_any_length_without_a_nan(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_model_that_is_bfloat16_throughout_stays_so(name: str) -> None:
+    x_BTD, edges = torch.randn(2, 9, DIM).bfloat16(), torch.tensor([0, 9, 18], dtype=torch.int32)
+    chain = Chain(mixers(name)).bfloat16()
+    exact_BTD = copy.deepcopy(chain).eval().float()(x_BTD.float())
+    for _ in range(2):  # in training, then not
+        out_BTD = chain(x_BTD)
+        padded_BTD = chain(x_BTD, torch.arange(9) < torch.tensor([[9], [5]]))
+        packed_PD = chain.packed(x_BTD.flatten(0, 1), edges, 9)
+        assert {out_BTD.dtype, padded_BTD.dtype, packed_PD.dtype} == {torch.bfloat16}
+        assert all(out.isfinite().all() for out in (out_BTD, padded_BTD, packed_PD))
+        chain = chain.eval()
+    chain = Chain(mixers(name)).bfloat16().eval()
+    tolerance = 0.05 * exact_BTD.abs().max().item()
+    torch.testing.assert_close(chain(x_BTD).float(), exact_BTD, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_it_is_one_graph_and_compiles_once_a_shape(name: str) -> None:
     chain = Chain(mixers(name))
     torch._dynamo.reset()

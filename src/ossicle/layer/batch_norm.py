@@ -52,10 +52,12 @@ class FrameBatchNorm(nn.Module):
         x_BTC = at_least_float32(x_BTC)
         if valid_BT is not None:
             x_BTC = x_BTC.masked_fill(~valid_BT[..., None], 0)  # a NaN there would reach the weights' gradients
-        # Of a single frame torch's kernel would put a variance of 0 / 0 into the running one.
-        if not self.training or (valid_BT is None and x_BTC.shape[0] * x_BTC.shape[1] > 1):
+        # torch's kernel refuses narrow weights, and of one frame it would put a variance of 0 / 0 into the running one.
+        fused = not self.training or (valid_BT is None and x_BTC.shape[0] * x_BTC.shape[1] > 1)
+        if fused and self.weight.dtype == x_BTC.dtype:
             return self._fused(x_BTC)
-        mean_C, variance_C = self._batch_moments(x_BTC, valid_BT)
+        running = self.running_mean, self.running_var
+        mean_C, variance_C = self._batch_moments(x_BTC, valid_BT) if self.training else running
         scale_C = self.weight * torch.rsqrt(variance_C + self.epsilon)
         return (x_BTC - mean_C) * scale_C + self.bias
 

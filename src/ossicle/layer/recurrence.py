@@ -65,7 +65,7 @@ class LightRecurrence(nn.Module):
             gates = gates.masked_fill(~valid_BT[..., None], 0)
         there, back = gates.chunk(DIRECTIONS, -1)
         states = light_gru(torch.stack([there, reverse_frames(back, valid_BT)]), self.recurrent, self.epsilon)
-        return self.out(torch.cat([states[0], reverse_frames(states[1], valid_BT)], -1))
+        return self.out(torch.cat([states[0], reverse_frames(states[1], valid_BT)], -1).to(x_BTD.dtype))
 
 
 @final
@@ -99,8 +99,8 @@ class GatedRecurrence(nn.Module):
         """Mix frames; the real ones must come first in each row."""
         kind, weights = self.rnn.mode, list(self.rnn.parameters())
         if valid_BT is None:
-            return self.out(gated_recurrence(kind, x_BTD, weights))
+            return self.out(gated_recurrence(kind, x_BTD, weights).to(x_BTD.dtype))
         x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
         there_BTU = gated_recurrence(kind, x_BTD, weights[:WEIGHTS])
         back_BTU = gated_recurrence(kind, reverse_frames(x_BTD, valid_BT), weights[WEIGHTS:])
-        return self.out(torch.cat([there_BTU, reverse_frames(back_BTU, valid_BT)], -1))
+        return self.out(torch.cat([there_BTU, reverse_frames(back_BTU, valid_BT)], -1).to(x_BTD.dtype))
