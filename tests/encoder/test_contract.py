@@ -115,6 +115,17 @@ def test_packed_utterances_equal_each_alone_in_every_layer(name: str, lengths: l
             torch.testing.assert_close(ours[row], theirs[0], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["transformer", "transformer, norms first", "elastic"])  # that can drop frames
+def test_of_kept_frames_none_hears_those_that_are_not_real(name: str) -> None:
+    built = encoder(name).eval()
+    x_BTD = torch.randn(2, 20, built.input_dim)
+    valid_BT = torch.arange(20) < torch.tensor([[20], [9]])
+    kept_BM = torch.tensor([[0, 3, 4, 11, 19], [1, 2, 8, 9, 15]])
+    padded_BMD = built(x_BTD, valid_BT, kept_BM=kept_BM).last_BTD
+    alone_BMD = built(x_BTD[1:, :9], kept_BM=kept_BM[1:, :3]).last_BTD
+    torch.testing.assert_close(padded_BMD[1, :3], alone_BMD[0], atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("frames", [16, 37, 50])
 def test_its_clock_counts_the_frames_that_come_out_and_every_layer_is_on_it(name: str, frames: int) -> None:

@@ -1,5 +1,6 @@
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
@@ -26,3 +27,11 @@ def test_no_frame_hears_what_comes_after_it() -> None:
     heard = x_BTD.grad[0].abs().sum(-1) > 0
     assert heard[:6].all()
     assert not heard[6:].any()
+
+
+def test_weights_begin_as_torchs_own_within_one_over_the_root_of_the_width() -> None:
+    torch.manual_seed(0)
+    for block in Recurrent(partial(Attention), dim=64).blocks:
+        for weight in block.weights:
+            assert weight.abs().max() <= 64**-0.5
+            assert weight.std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.1)

@@ -82,3 +82,10 @@ def test_a_branchformer_block_equals_speechbrains_in_outputs_and_gradients() -> 
     hand_over(block, theirs, BRANCHFORMER)
     theirs.convolution_branch.csgu.conv.padding_mode = "constant"  # they mirror what lies beyond a row's ends
     assert_equal(block, theirs)
+
+
+def test_a_branchformers_gate_begins_open_and_its_branch_is_an_mlp() -> None:
+    gating = BranchformerBlock(Attention(DIM, HEADS), DIM, INNER, kernel=KERNEL, dropout=0.0).gating
+    x_BTD = torch.randn(2, 11, DIM)
+    kept_BTF, _ = nn.functional.gelu(gating.expand(x_BTD)).chunk(2, -1)
+    torch.testing.assert_close(gating(x_BTD), gating.contract(kept_BTF), atol=1e-6, rtol=1e-3)

@@ -145,3 +145,10 @@ def test_its_blocks_run_at_the_lower_rate() -> None:
 def test_a_squeeze_of_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="squeeze=0"):
         small(squeeze=0)
+
+
+def test_positions_begin_as_those_of_wav2vec_2() -> None:
+    torch.manual_seed(0)
+    encoder = small(dim=256)
+    assert encoder.position.weight.std().item() == pytest.approx((4 / (31 * 256)) ** 0.5, rel=0.05)
+    assert not encoder.position.bias.any()

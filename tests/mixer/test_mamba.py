@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from transformers import MambaConfig
@@ -100,3 +102,20 @@ def test_mamba_ssms_kernel_equals_the_packages_own() -> None:
 def test_numbers_that_leave_nothing_to_compute_are_refused() -> None:
     with pytest.raises(ConfigError, match="state_dim=0 leaves nothing"):
         Mamba(DIM, state_dim=0)
+
+
+def test_it_begins_as_the_paper_has_it() -> None:
+    torch.manual_seed(0)
+    part = SelectiveStateSpace(64, state_dim=5)  # steps: section 3.6; rates: S4D-real's, -1 to -N
+    steps_E = torch.nn.functional.softplus(part.dt_proj.bias.detach())
+    assert steps_E.min() == pytest.approx(1e-3, rel=0.5)
+    assert steps_E.max() == pytest.approx(1e-1, rel=0.5)
+    assert steps_E.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.4)
+    torch.testing.assert_close(part.A_log.exp(), torch.arange(1.0, 6.0).expand(128, 5))
+    assert (part.D == 1).all()
+    assert part.rank == 4
+    assert part.dt_proj.weight.abs().max().item() == pytest.approx(0.5, rel=0.05)  # one over the root of the rank
+
+
+def test_the_rank_of_steps_is_a_sixteenth_of_the_width_rounded_up() -> None:
+    assert [SelectiveStateSpace(dim).rank for dim in (1, 16, 17, 768)] == [1, 1, 2, 48]

@@ -119,3 +119,8 @@ def test_parameters_and_multiply_accumulates_are_those_of_the_formula() -> None:
 def test_buckets_that_cannot_be_made_are_refused(num_buckets: int, max_distance: int) -> None:
     with pytest.raises(ConfigError, match="makes no buckets"):
         RelativeAttention(DIM, HEADS, num_buckets=num_buckets, max_distance=max_distance)
+
+
+def test_a_gate_begins_at_the_same_number_for_every_silent_frame() -> None:
+    gates_BHT = RelativeAttention(DIM, HEADS).gates(torch.zeros(1, 5, DIM))
+    assert (gates_BHT == 1.75).all()  # both sigmoids at a half, the scale at one: 1/2 (1/2 - 1) + 2

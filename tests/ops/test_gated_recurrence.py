@@ -114,6 +114,9 @@ def test_its_cost_is_counted_without_walking_the_frames(kind: str) -> None:
         x_BTD = torch.empty(2, 10**6, 6)
         macs = count_macs(lambda: gated_recurrence(kind, x_BTD, weights))
     assert macs == 2 * 10**6 * 2 * GATES[kind] * 4 * (6 + 4)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        gated_recurrence(kind, x_BTD, weights).sum().backward()
+    assert counter.get_total_flops() == (1 + 3) * 2 * macs  # there, there again, and back for each factor
     assert len(weights) == 2 * WEIGHTS
 
 

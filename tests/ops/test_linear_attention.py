@@ -44,6 +44,19 @@ def test_long_sums_stay_exact_in_half_precision() -> None:
     assert (out == 0.5).all()
 
 
+def test_autocast_rounds_no_sum() -> None:
+    q, k, v = (x.float() for x in inputs(2, 50, 3, 4))
+    wanted = attend_features(q.abs(), k.abs(), v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attend_features(q.abs(), k.abs(), v), wanted)
+
+
+def test_the_smallest_weights_of_real_frames_still_make_a_mean() -> None:
+    faint = elu_features(torch.full((1, 6, 1, 4), -20.0))  # their products are 1e-17
+    v = torch.randn(1, 6, 1, 4)
+    torch.testing.assert_close(attend_features(faint, faint, v), v.mean(1, keepdim=True).expand_as(v))
+
+
 def test_a_row_without_a_real_frame_stays_finite() -> None:
     q, k, v = inputs(1, 3, 1, 2)
     assert attend_features(q.abs(), k.abs(), v, torch.zeros(1, 3, dtype=torch.bool)).isfinite().all()
