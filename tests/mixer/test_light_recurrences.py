@@ -170,3 +170,10 @@ def test_states_of_stabilised_units_stay_within_what_a_frame_brings_and_the_norm
     x_BTD = torch.randn(1, 200, DIM)
     bound = part.norm(part.input(x_BTD)).max() + math.sqrt(2 * UNITS)
     assert mixer(x_BTD).max() <= bound
+
+
+@BOTH
+def test_input_weights_begin_within_the_bound_of_xavier_over_both_directions(kind: type[Light]) -> None:
+    torch.manual_seed(0)
+    bound = math.sqrt(6 / (64 + 4 * 32))
+    assert kind(64, 32).recurrence.input.weight.abs().max().item() == pytest.approx(bound, rel=0.02)

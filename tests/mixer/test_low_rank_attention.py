@@ -90,12 +90,3 @@ def test_parameters_and_multiply_accumulates_are_those_of_the_formula() -> None:
 def test_no_segment_is_refused() -> None:
     with pytest.raises(ConfigError, match="num_segments=0"):
         LowRankAttention(DIM, HEADS, num_segments=0)
-
-
-def test_a_segment_begins_as_a_bell_that_is_one_deviation_wide_to_its_edges() -> None:
-    pooling, points = SegmentPooling(SEGMENTS), SEGMENTS * 200
-    weights_ST = weights_of(pooling, points)
-    for segment, shares_T in enumerate(weights_ST[:-1]):  # the grid ends before the last one's edge
-        middle, edge = shares_T[200 * segment + 100], shares_T[200 * segment + 200]
-        assert np.log(middle / edge) == pytest.approx(0.5, abs=0.05)
-    assert weights_ST.argmax(1) == pytest.approx(200 * np.arange(SEGMENTS) + 100, abs=50)

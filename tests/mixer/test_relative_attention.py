@@ -8,6 +8,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from ossicle.core.errors import ConfigError
 from ossicle.mixer import relative_attention
+from ossicle.mixer.base import run_placed
 from ossicle.mixer.relative_attention import RelativeAttention, RelativeAttentionStack
 from tests.mixer.loops import array, macs, mapped, noisy, num_parameters, softmax_means
 
@@ -121,6 +122,11 @@ def test_buckets_that_cannot_be_made_are_refused(num_buckets: int, max_distance:
         RelativeAttention(DIM, HEADS, num_buckets=num_buckets, max_distance=max_distance)
 
 
-def test_a_gate_begins_at_the_same_number_for_every_silent_frame() -> None:
-    gates_BHT = RelativeAttention(DIM, HEADS).gates(torch.zeros(1, 5, DIM))
-    assert (gates_BHT == 1.75).all()  # both sigmoids at a half, the scale at one: 1/2 (1/2 - 1) + 2
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(8, 3), (8, 12), (320, 800)])
+def test_frames_that_are_told_their_places_take_the_bias_of_their_distances(
+    num_buckets: int, max_distance: int
+) -> None:
+    mixer = noisy(RelativeAttention(DIM, HEADS, num_buckets=num_buckets, max_distance=max_distance))
+    x_BTD = torch.randn(2, 30, DIM)
+    placed_BTD = run_placed(mixer, mixer, x_BTD, None, torch.arange(30).expand(2, -1))
+    torch.testing.assert_close(placed_BTD, mixer(x_BTD), atol=1e-5, rtol=1e-5)

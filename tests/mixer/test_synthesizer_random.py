@@ -52,3 +52,10 @@ def test_ranks_that_do_not_fit_and_input_longer_than_its_places_are_refused() ->
             SynthesizerRandom(DIM, HEADS, rank=rank)
     with pytest.raises(ConfigError, match="max_frames=40 was given 41 frames"):
         SynthesizerRandom(DIM, HEADS, max_frames=PLACES)(torch.randn(1, 41, DIM))
+
+
+def test_one_factor_begins_loud_and_the_other_faint() -> None:
+    torch.manual_seed(0)
+    mixer = SynthesizerRandom(DIM, HEADS, max_frames=1000)
+    assert mixer.from_places.std().item() == pytest.approx(1, rel=0.05)
+    assert mixer.to_places.std().item() == pytest.approx(0.02, rel=0.05)
