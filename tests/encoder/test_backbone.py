@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from ossicle.core.errors import ConfigError
 from ossicle.encoder.backbone import Backbone
+from ossicle.encoder.convolutional import Convolutional
+from ossicle.encoder.recurrent import Recurrent
 from ossicle.encoder.transformer import Transformer
 from ossicle.frontend.base import Frontend
 from ossicle.frontend.logmel import LogMel
@@ -212,3 +214,21 @@ def test_spec_augment_is_built_for_the_frontends_width() -> None:
     assert model.spec_augment.num_bands == 80
     with pytest.raises(ConfigError, match="num_bands=81"):
         Backbone(LogMel(), encoder, spec_augment=functools.partial(SpecAugment, num_bands=81))
+
+
+def test_what_is_embedded_is_dropped_in_training_alone_by_a_number_of_its_own() -> None:
+    encoder = build(LogMel).encoder
+    features_BTC = torch.randn(2, 500, 160)
+    for rate in (0.0, 0.3):
+        model = Backbone(LogMel(), encoder, input_dropout=rate)
+        dropped = (model.train().embed(features_BTC) == 0).float().mean().item()
+        assert dropped == pytest.approx(rate, abs=0.05)
+        assert (model.eval().embed(features_BTC) != 0).all()
+
+
+def test_it_is_causal_where_both_of_its_parts_are() -> None:
+    mixer = functools.partial(Attention, num_heads=2)
+    for norm in ("global", "utterance"):
+        for encoder in (Convolutional(mixer, dim=16), Recurrent(mixer, dim=16), build(LogMel).encoder):
+            causal = norm == "global" and not isinstance(encoder, Transformer)
+            assert Backbone(LogMel(norm=norm), encoder).causal == causal

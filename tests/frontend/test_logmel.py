@@ -130,3 +130,15 @@ def test_the_convolved_frontend_hands_its_norm_on_and_another_is_refused() -> No
     assert isinstance(LogMelConv(((8, 5, 2),), norm="global").mels.norm, GlobalNorm)
     with pytest.raises(ConfigError, match="norm=both"):
         LogMel(norm="both")  # ty: ignore[invalid-argument-type]
+
+
+def test_frames_of_other_rates_windows_and_edges_are_kaldis_too() -> None:
+    waveform = torch.randn(1, 8_123, generator=torch.Generator().manual_seed(0)) * 0.1
+    mels = kaldi.fbank(
+        waveform, num_mel_bins=23, frame_length=20.0, frame_shift=8.0, sample_frequency=8_000.0, low_freq=100.0,
+        high_freq=3_500.0, dither=0.0,
+    )  # fmt: skip
+    numbers = {"window_ms": 20.0, "hop_ms": 8.0, "rate_hz": 8_000, "low_hz": 100.0, "high_hz": 3_500.0}
+    frontend = LogMel(num_mels=23, stack=1, norm="global", **numbers)
+    torch.testing.assert_close(frontend(waveform).features_BTC[0], mels, atol=1e-3, rtol=1e-3)
+    assert (frontend.clock.rate_hz, frontend.clock.frames_per_s) == (8_000, 125)

@@ -78,3 +78,30 @@ def test_a_padded_row_equals_the_row_alone(lengths: list[int]) -> None:
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(ConfigError, match="kernel of 4"):
         build(((8, 4, 2),))
+
+
+def test_every_number_of_its_frames_reaches_them() -> None:
+    numbers = {
+        "num_mels": 20, "window_ms": 20.0, "hop_ms": 8.0, "rate_hz": 8_000, "low_hz": 100.0, "high_hz": 3_500.0,
+        "band_shift": 3, "norm": "running",
+    }  # fmt: skip
+    frontend, waveform_BS = LogMelConv(TWICE_HALF, **numbers), torch.randn(4, 4_000)
+    mels = LogMel(stack=1, **numbers)
+    assert frontend.clock.rate_hz == 8_000
+    assert frontend.clock.frames_per_s == 125 / 4
+    for training in (True, False):
+        torch.manual_seed(0)
+        ours_BTC = frontend.train(training)(waveform_BS).features_BTC
+        torch.manual_seed(0)
+        expected_BTC, _ = frontend.shorten(mels.train(training)(waveform_BS).features_BTC, None)
+        torch.testing.assert_close(ours_BTC, expected_BTC)
+
+
+def test_the_gradient_into_the_convolutions_is_scaled() -> None:
+    grads = []
+    for scale in (1.0, 0.25):
+        torch.manual_seed(0)
+        frontend = LogMelConv(TWICE_HALF, num_mels=20, gradient_scale=scale)
+        frontend(torch.randn(1, 4_000)).features_BTC.square().sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in frontend.parameters() if p.grad is not None]))
+    torch.testing.assert_close(grads[1], 0.25 * grads[0])

@@ -138,3 +138,9 @@ def test_cpcs_stack_gives_100_frames_a_second_by_norm_and_relu() -> None:
         x_BCT = functional.relu(functional.layer_norm(x_BCT.transpose(1, 2), (6,))).transpose(1, 2)
     features_BTC = frontend(waveform_BCT[:, 0]).features_BTC
     torch.testing.assert_close(features_BTC, x_BCT.transpose(1, 2), atol=1e-5, rtol=1e-4)
+
+
+@KINDS
+def test_its_clock_counts_at_the_rate_of_the_waveform(kind: type[ConvolutionalFrontend]) -> None:
+    clock = build(kind, rate_hz=8_000).clock
+    assert (clock.rate_hz, clock.frames_per_s) == (8_000, 25)

@@ -177,3 +177,17 @@ def test_input_weights_begin_within_the_bound_of_xavier_over_both_directions(kin
     torch.manual_seed(0)
     bound = math.sqrt(6 / (64 + 4 * 32))
     assert kind(64, 32).recurrence.input.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+
+
+@BOTH
+def test_in_training_moments_are_those_of_real_frames_whatever_stands_in_padding(kind: type[Light]) -> None:
+    valid_BT = torch.arange(9) < torch.tensor([[9], [4]])
+    x_BTD, outputs, means = torch.randn(2, 9, DIM), [], []
+    for silence in (0.0, 1e3):
+        torch.manual_seed(0)
+        mixer = kind(DIM, UNITS, momentum=1.0).train()
+        outputs.append(mixer(x_BTD.masked_fill(~valid_BT[..., None], silence), valid_BT)[valid_BT])
+        means.append(mixer.recurrence.norm.running_mean)
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(means[0], mixer.recurrence.input(x_BTD[valid_BT]).mean(0))
+    assert torch.equal(*means)
