@@ -191,3 +191,10 @@ def test_in_training_moments_are_those_of_real_frames_whatever_stands_in_padding
     assert torch.equal(*outputs)
     torch.testing.assert_close(means[0], mixer.recurrence.input(x_BTD[valid_BT]).mean(0))
     assert torch.equal(*means)
+
+
+def test_the_layer_norm_adds_the_epsilon_that_it_is_given() -> None:
+    mixer = noisy(SLiGRU(DIM, UNITS, epsilon=0.3)).double().eval()
+    assert mixer.recurrence.epsilon == 0.3
+    x_TD = torch.randn(11, DIM, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x_TD[None])[0], by_hand(mixer, x_TD), atol=1e-10, rtol=1e-10)

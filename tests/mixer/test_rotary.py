@@ -93,13 +93,3 @@ def test_parameters_and_multiply_accumulates_are_those_of_plain_attention() -> N
 def test_heads_of_odd_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="odd width 3"):
         Rotary(9, num_heads=3)
-
-
-def test_utterances_that_are_alike_are_mixed_alike_wherever_they_are_packed() -> None:
-    torch.manual_seed(0)
-    mixer, utterances, frames = noisy(Rotary(DIM, HEADS)), 2000, 60
-    x_TD = torch.randn(frames, DIM)
-    edges = torch.arange(0, (utterances + 1) * frames, frames, dtype=torch.int32)
-    with torch.no_grad():
-        out_BTD = mixer.packed(x_TD.repeat(utterances, 1), edges, frames).view(utterances, frames, DIM)
-    torch.testing.assert_close(out_BTD, mixer(x_TD[None]).detach().expand_as(out_BTD), atol=2e-6, rtol=2e-6)

@@ -20,6 +20,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"kind": "fast", "decay": 0.7, "chunk": 3},
     {"kind": "mean", "chunk": 3},
     {"kind": "lite", "chunk": 3, "left_chunks": 1},
+    {"kind": "fast", "chunk": 3, "left_chunks": 0},
 ]
 
 
