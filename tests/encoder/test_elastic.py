@@ -153,6 +153,19 @@ def test_a_subnet_equals_the_transformer_cut_out_of_it(
     assert (out_BTD[..., dim:] == 0).all()
 
 
+@SUBNETS
+def test_layers_that_a_subnet_lacks_hand_its_last_one_on(subnet: Subnet) -> None:
+    encoder, depth = small(), len(subnet.num_heads)
+    encoder.choose(subnet)
+    output = encoder(torch.randn(2, 9, 32), layers=True)
+    assert len(output.layers) == 4
+    assert not any(layer[..., subnet.dim :].any() for layer in output.layers)
+    for layer, before in zip(output.layers[1:], output.layers, strict=False):
+        assert torch.equal(layer, before) == (depth == 0)
+        depth = max(0, depth - 1)
+    assert torch.equal(output.layers[-1], output.last_BTD)
+
+
 def test_training_draws_every_choice_and_the_same_ones_from_the_same_seed() -> None:
     encoder = small()
     torch.manual_seed(3)
