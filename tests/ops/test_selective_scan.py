@@ -132,6 +132,13 @@ def test_gradients_pass_gradcheck_in_segments_and_whole(segment: int) -> None:
     assert torch.autograd.gradcheck(selective_scan, problem(1, 5, 2, 2))
 
 
+def test_by_pairs_no_state_is_kept_but_those_between_segments() -> None:
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+        selective_scan_by_pairs(*problem(2, 64, 3, 16), segment=16)
+    assert sum(kept) < 2 * 64 * 3 * 16  # all states once
+
+
 def test_torch_accepts_the_scans_as_operations() -> None:
     kept, entered = (torch.randn(2, 5, 3, requires_grad=True) for _ in range(2))
     torch.library.opcheck(torch.ops.ossicle.linear_scan.default, (kept, entered))

@@ -91,7 +91,7 @@ def attend_merged(
 
 
 def _scores(q_NHQK: Tensor, k_NHEK: Tensor, seen_NQE: Tensor) -> Tensor:
-    """Products in float32 at least, the lowest finite number where a key is not seen."""
+    """Products, rounded as their factors, in float32 at least; the lowest finite number where a key is not seen."""
     scores_NHQE = (q_NHQK @ k_NHEK.mT).to(torch.promote_types(q_NHQK.dtype, torch.float32))
     return scores_NHQE.masked_fill(~seen_NQE[:, None], torch.finfo(scores_NHQE.dtype).min)
 
