@@ -189,9 +189,26 @@ def test_a_narrow_subnet_trains_its_corner_alone() -> None:
     assert encoder.blocks[1].feed_forward.expand.weight.grad is None
 
 
-def test_what_is_no_part_of_the_whole_is_refused() -> None:
+@pytest.mark.parametrize(
+    "subnet",
+    [
+        Subnet(40, (2,), (24,)),  # wider than all
+        Subnet(12, (2,), (24,)),  # cuts a group of the position convolution
+        Subnet(16, (5,), (24,)),
+        Subnet(16, (2,), (72,)),
+        Subnet(16, (2, 2), (24,)),
+        Subnet(16, (2,) * 4, (24,) * 4),
+    ],
+    ids=str,
+)
+def test_what_is_no_part_of_the_whole_is_refused(subnet: Subnet) -> None:
+    encoder = small()
     with pytest.raises(ConfigError, match="no part of"):
-        small().choose(Subnet(40, (2,), (24,)))
+        encoder.choose(subnet)
+    assert encoder.chosen == encoder.largest()
+
+
+def test_a_mixer_of_other_heads_is_refused() -> None:
     with pytest.raises(ConfigError, match="slices attention with 4 heads"):
         Elastic(Pattern([partial(Attention, num_heads=2)]), dims=(32,), heads=(4,), position_groups=4)
 
