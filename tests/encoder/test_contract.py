@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ossicle.core.clock import FrameClock
 from ossicle.encoder.base import Encoder
+from ossicle.encoder.stack import Stack
 from ossicle.launch.config import groups
 from ossicle.launch.parts import option
 from ossicle.layer.sampling import ConvolutionSampling
@@ -122,6 +123,17 @@ def test_packed_utterances_equal_each_alone_in_every_layer(name: str, lengths: l
         alone = built(x_TD[None], layers=True)
         for ours, theirs in zip(together, (alone.last_BTD, *alone.layers), strict=True):
             torch.testing.assert_close(ours[row], theirs[0], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["branchformer", "conformer", "transformer, norms first", "transformer"])
+def test_one_norm_more_stands_after_the_last_block_or_where_norms_follow_before_the_first(name: str) -> None:
+    built = uneven(name)
+    assert isinstance(built, Stack)
+    x_BTD = torch.randn(2, 20, built.dim)
+    output, placed_BTD = built(x_BTD, layers=True), x_BTD + built.position(x_BTD)
+    follows = name == "transformer"
+    torch.testing.assert_close(output.layers[0], built.norm(placed_BTD) if follows else placed_BTD)
+    torch.testing.assert_close(output.last_BTD, output.layers[-1] if follows else built.norm(output.layers[-1]))
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer, norms first", "elastic"])  # that can drop frames
