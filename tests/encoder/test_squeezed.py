@@ -152,3 +152,18 @@ def test_positions_begin_as_those_of_wav2vec_2() -> None:
     encoder = small(dim=256)
     assert encoder.position.weight.std().item() == pytest.approx((4 / (31 * 256)) ** 0.5, rel=0.05)
     assert not encoder.position.bias.any()
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("entry_norm", [False, True])
+def test_norm_and_dropout_before_the_first_block_are_left_out_only_where_norms_follow(
+    norm_first: bool, entry_norm: bool
+) -> None:
+    kept = norm_first or entry_norm
+    encoder = Squeezed(
+        partial(Attention, num_heads=2), dim=16, num_layers=1, ffn_dim=32, position_groups=4, dropout=0.5,
+        norm_first=norm_first, entry_norm=entry_norm,
+    )  # fmt: skip
+    assert isinstance(encoder.norm, nn.LayerNorm) == kept
+    entered = [encoder(torch.ones(1, 400, 16), layers=True).layers[0] for _ in range(2)]
+    assert torch.equal(*entered) == (not kept)
