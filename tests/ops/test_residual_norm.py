@@ -111,3 +111,14 @@ def test_on_a_gpu_what_is_drawn_follows_the_default_generator() -> None:
         found.append(residual_norm(x, branch, weight, bias, dropout=0.5, epsilon=1e-5))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_in_torch_it_adds_the_epsilon_that_it_is_given_and_has_autocasts_type() -> None:
+    x, branch, ones, zeros = torch.randn(3, 8), torch.randn(3, 8), torch.ones(8), torch.zeros(8)
+    total = x + branch
+    variance = total.var(-1, correction=0, keepdim=True)
+    expected = (total - total.mean(-1, keepdim=True)) / (variance + 0.5).sqrt()
+    made = residual_norm(x, branch, ones, zeros, dropout=0.0, epsilon=0.5)
+    torch.testing.assert_close(made, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert residual_norm(x, branch, ones, zeros, dropout=0.0, epsilon=0.5).dtype == torch.bfloat16
