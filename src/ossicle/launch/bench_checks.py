@@ -78,6 +78,18 @@ def words(config: Config, key: str, choices: Collection[str]) -> list[str]:
     return told
 
 
+def word(config: Config, key: str, choices: Collection[str]) -> str:
+    """One word that is a choice.
+
+    Raises:
+        ConfigError: It is none, or a list.
+    """
+    told = words(config, key, choices)
+    if not isinstance(config[key], str):
+        raise ConfigError(f"{key}={config[key]} is a list", f"choose one of {', '.join(choices)}")
+    return told[0]
+
+
 def listed(value: object, key: str) -> list[Any]:
     """One value, or several, none of them twice.
 
@@ -101,10 +113,7 @@ def check_device(config: Config) -> None:
     """
     import torch
 
-    words(config, "device", ("cpu", "cuda"))
-    if not isinstance(config["device"], str):
-        raise ConfigError(f"device={config['device']} is several", "choose one")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
+    if word(config, "device", ("cpu", "cuda")) == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda is not there: torch finds no GPU", "set device=cpu")
 
 

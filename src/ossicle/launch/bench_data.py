@@ -15,6 +15,7 @@ from ossicle.launch.bench_checks import (
     check_found,
     check_places,
     numbers,
+    word,
     words,
 )
 
@@ -98,11 +99,8 @@ def check(config: Mapping[str, Any]) -> dict[str, "System"]:
     Raises:
         ConfigError: A word that means nothing here, or a device that is not there.
     """
-    from ossicle.core.errors import ConfigError
-
     known = systems()
-    if len(words(config, "scenario", (*SCENARIOS, "both"))) > 1:
-        raise ConfigError(f"scenario={config['scenario']} is several", "choose one, or both")
+    word(config, "scenario", (*SCENARIOS, "both"))
     chosen = words(config, "systems", known)
     check_device(config)
     check_places(config, "out")

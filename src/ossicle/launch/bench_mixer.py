@@ -17,7 +17,7 @@ from ossicle.launch.bench_checks import (
     check_places,
     listed,
     numbers,
-    words,
+    word,
 )
 from ossicle.launch.binding import HYDRA_KEYS, check_binding
 from ossicle.launch.config import groups
@@ -159,9 +159,7 @@ def settings_of(config: Mapping[str, Any]) -> "Settings":
 
     check_device(config)
     precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if len(words(config, "precision", precisions)) > 1 or not isinstance(config["precision"], str):
-        raise ConfigError(f"precision={config['precision']} is several", f"choose one of {', '.join(precisions)}")
-    if config["precision"] == "bfloat16" and config["device"] == "cpu":
+    if word(config, "precision", precisions) == "bfloat16" and config["device"] == "cpu":
         note_bf16()
     return Settings(
         dim=config["dim"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossicle.core.errors import ConfigError
-from ossicle.launch.bench_checks import COUNT, Number, check_found, check_places, listed, numbers, words
+from ossicle.launch.bench_checks import COUNT, Number, check_found, check_places, listed, numbers, word, words
 from ossicle.launch.bench_step import NUMBERS, check_parts, heading, show, work_of
 from ossicle.launch.config import Config, compose
 from ossicle.launch.experiment import resolved
@@ -135,10 +135,7 @@ def shape_of(config: Config) -> "Shape":
     """
     from ossicle.launch.bench.peers.shape import SHAPES
 
-    told = words(config, "model", SHAPES)
-    if len(told) > 1:
-        raise ConfigError(f"model={config['model']} is several", "choose one")
-    shape = SHAPES[told[0]]
+    shape = SHAPES[word(config, "model", SHAPES)]
     sizes = [name for name, value in asdict(shape).items() if isinstance(value, int) and not isinstance(value, bool)]
     stated = config["sizes"] or {}
     if not isinstance(stated, Mapping):

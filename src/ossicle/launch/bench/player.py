@@ -3,10 +3,10 @@
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 Play = Callable[[Connection, str], None]
 """What runs in the process: it is given its end of the line and the start method that its own workers take."""
@@ -97,3 +97,30 @@ class Player:
         if self._process.is_alive():
             self._process.terminate()
             self._process.join()
+
+
+class Outcome(Protocol):
+    """What came of a system, or why nothing did."""
+
+    absent: str | None
+
+
+Found = TypeVar("Found", bound=Outcome)
+
+
+def halt(players: Iterable[Player], results: Mapping[str, Found], measured: Callable[[Found], object]) -> Stopped:
+    """End all systems in the middle of what they do.
+
+    Args:
+        players: Their processes.
+        results: What each did, by name; one that was not measured is given that as its reason.
+        measured: Whether a system had a turn.
+
+    Returns:
+        What to raise.
+    """
+    for player in players:
+        player.stop()
+    for result in results.values():
+        result.absent = result.absent or (None if measured(result) else INTERRUPTED)
+    return Stopped(results)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ossicle.core.errors import DataError, OssicleError
 from ossicle.core.memory import peak_resident_bytes
 from ossicle.launch.bench.ossicle import Stage
-from ossicle.launch.bench.player import INTERRUPTED, Player, Stopped
+from ossicle.launch.bench.player import Player, halt
 from ossicle.launch.bench.work import PREFETCH, System, Work
 
 Staged = Callable[[Work, float], tuple[float, list[Stage]]]
@@ -114,11 +114,7 @@ def compare(
                 if results[name].absent is None:
                     _finish(player, results[name], seconds / rounds if name in staged else None)
         except KeyboardInterrupt:
-            for player in players.values():
-                player.stop()
-            for result in results.values():
-                result.absent = result.absent or (None if result.rounds else INTERRUPTED)
-            raise Stopped(results) from None
+            raise halt(players.values(), results, lambda result: result.rounds) from None
     return results
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ossicle.core.errors import OssicleError
 from ossicle.core.memory import peak_resident_bytes
-from ossicle.launch.bench.player import INTERRUPTED, Player, Stopped
+from ossicle.launch.bench.player import Player, halt
 from ossicle.launch.bench.rounds import Round
 from ossicle.meter.energy import EnergyCounter
 
@@ -205,11 +205,7 @@ def take_turns(
                     _one_turn(name, player, results[name], steps)
             _all_turns(players, results, steps, rounds, together=together)
         except KeyboardInterrupt:
-            for player in players.values():
-                player.stop()
-            for result in results.values():
-                result.absent = result.absent or (None if result.turns else INTERRUPTED)
-            raise Stopped(results) from None
+            raise halt(players.values(), results, lambda result: result.turns) from None
     return results
 
 
