@@ -9,6 +9,7 @@ from typing_extensions import override
 from ossicle.core.batch import Batch, EncoderOutput, Frames
 from ossicle.core.clock import FrameClock
 from ossicle.layer.speech_encoder import SpeechEncoder
+from ossicle.ops.masking import gather_frames
 
 
 class Toy(SpeechEncoder):
@@ -36,8 +37,16 @@ class Toy(SpeechEncoder):
         return self.project(features_BTC)
 
     @override
-    def encode(self, x_BTD: Tensor, valid_BT: Tensor | None = None, *, layers: bool = False) -> EncoderOutput:
-        return EncoderOutput(x_BTD + functional.gelu(self.encoder(x_BTD.transpose(1, 2))).transpose(1, 2))
+    def encode(
+        self,
+        x_BTD: Tensor,
+        valid_BT: Tensor | None = None,
+        *,
+        read_BM: Tensor | None = None,
+        layers: bool = False,
+    ) -> EncoderOutput:
+        encoded_BTD = x_BTD + functional.gelu(self.encoder(x_BTD.transpose(1, 2))).transpose(1, 2)
+        return EncoderOutput(encoded_BTD if read_BM is None else gather_frames(encoded_BTD, read_BM))
 
     @override
     def forward(self, waveform_BS: Tensor, lengths_B: Tensor | None = None, *, layers: bool = False) -> EncoderOutput:

@@ -18,9 +18,10 @@ from ossicle.layer.mask import EmbeddingMask, NoiseMask
 from ossicle.layer.projection import MLPProjection
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.contrastive import Contrastive
-from ossicle.ops.masking import mask_indices, masked_flags
+from ossicle.ops.masking import gather_frames, mask_indices, masked_flags
 from ossicle.ops.negatives import sample_negatives
 from ossicle.target.gumbel import GumbelQuantiser
+from tests.objective.stand_in import encodes
 
 BatchMaker = Callable[..., Batch]
 Part = Callable[[Batch, slice], Batch]
@@ -68,8 +69,16 @@ class Theirs(SpeechEncoder):
         return self.theirs.wav2vec2.feature_projection.projection(features_BTC)
 
     @override
-    def encode(self, x_BTD: Tensor, valid_BT: Tensor | None = None, *, layers: bool = False) -> EncoderOutput:
-        return EncoderOutput(self.theirs.wav2vec2.encoder(x_BTD).last_hidden_state)
+    def encode(
+        self,
+        x_BTD: Tensor,
+        valid_BT: Tensor | None = None,
+        *,
+        read_BM: Tensor | None = None,
+        layers: bool = False,
+    ) -> EncoderOutput:
+        encoded_BTD = self.theirs.wav2vec2.encoder(x_BTD).last_hidden_state
+        return EncoderOutput(encoded_BTD if read_BM is None else gather_frames(encoded_BTD, read_BM))
 
     @override
     def forward(self, waveform_BS: Tensor, lengths_B: Tensor | None = None, *, layers: bool = False) -> EncoderOutput:
@@ -165,7 +174,7 @@ def test_frames_that_are_not_masked_get_no_gradient_from_what_is_compared(
     model: SpeechEncoder, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective, last = make(model, penalty_weight=0.0), torch.randn(4, 49, 16, requires_grad=True)
-    monkeypatch.setattr(model, "encode", lambda *_, **__: EncoderOutput(last))
+    monkeypatch.setattr(model, "encode", encodes(lambda _: last))
     frames = torch.randn(4, 49, 12, requires_grad=True)
     monkeypatch.setattr(model, "normalise", lambda _: frames)
     masked, negatives = draw(4, 49)

@@ -20,6 +20,7 @@ from ossicle.objective.masked_codebooks import LastLayerCodebooks, LayerwiseCode
 from ossicle.ops.masking import masked_flags
 from ossicle.ops.momentum import Linear
 from ossicle.target.online_codebook import OnlineCodebook
+from tests.objective.stand_in import encodes
 from tests.objective.teaching import FRAMES, small_batch, small_model, step, without_gradient
 
 MASKED = torch.tensor([[2, 3, 4, 11, 20], [0, 1, 7, 8, 29]])
@@ -91,7 +92,7 @@ def test_frames_of_weight_zero_get_no_gradient(
     model = small_model()
     objective = make(kind, model, unmasked_weight=unmasked_weight)
     last, *layers = (torch.randn(2, FRAMES, 16, requires_grad=True) for _ in range(5))
-    monkeypatch.setattr(model, "encode", lambda *_, **__: EncoderOutput(last, tuple(layers)))  # frames do not meet
+    monkeypatch.setattr(model, "encode", encodes(lambda _: last, tuple(layers)))  # frames do not meet
     objective.predict(model, small_batch(), MASKED, seed=0).loss_sum.backward()
     flags = masked_flags(MASKED, FRAMES)
     expected = torch.ones_like(flags) if unmasked_weight else flags
@@ -197,7 +198,7 @@ def test_every_layers_output_is_kept_only_where_it_is_read(
     objective, heard, forward = make(kind, model), [], model.encoder.forward
 
     def recorded(*arguments: Tensor | None, **options: object) -> object:
-        heard.append(options["layers"])
+        heard.append(options.get("layers", False))
         return forward(*arguments, **options)
 
     monkeypatch.setattr(model.encoder, "forward", recorded)  # the teacher's is another

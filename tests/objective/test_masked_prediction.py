@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typing_extensions import override
 
-from ossicle.core.batch import Batch, EncoderOutput, Frames
+from ossicle.core.batch import Batch, Frames
 from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.layer.heads import CosineHead, LinearHead
@@ -20,6 +20,7 @@ from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.masked_prediction import MaskedPrediction
 from ossicle.ops.masking import masked_flags
 from ossicle.target.base import DiscreteTarget
+from tests.objective.stand_in import encodes
 
 BatchMaker = Callable[..., Batch]
 Part = Callable[[Batch, slice], Batch]
@@ -199,7 +200,7 @@ def test_frames_of_weight_zero_get_no_gradient(
     model: SpeechEncoder, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch, unmasked_weight: float
 ) -> None:
     objective = make(model, mask=Identity, unmasked_weight=unmasked_weight, penalty_weight=0.0)
-    monkeypatch.setattr(model, "encode", lambda x, **_: EncoderOutput(x))  # frames do not meet
+    monkeypatch.setattr(model, "encode", encodes(lambda x: x))  # frames do not meet
     masked = draw(4, 49, 20)
     objective.predict(model, make_batch(classes=7), masked, seed=0).loss_sum.backward()
     assert isinstance(objective.mask, Identity)
@@ -215,7 +216,7 @@ def test_masked_frames_of_the_frontend_get_no_gradient_though_frames_meet_behind
     objective = make(model, mask=mask, penalty_weight=0.0)
     features = torch.randn(4, 49, 12, requires_grad=True)
     monkeypatch.setattr(model, "local", lambda *_: Frames(features))
-    monkeypatch.setattr(model, "encode", lambda x, **_: EncoderOutput(x + x.mean(1, keepdim=True)))
+    monkeypatch.setattr(model, "encode", encodes(lambda x: x + x.mean(1, keepdim=True)))
     masked = draw(4, 49, 20)
     objective.predict(model, make_batch(classes=7), masked, seed=0).loss_sum.backward()
     assert features.grad is not None

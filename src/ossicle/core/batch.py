@@ -92,7 +92,8 @@ class EncoderOutput:
     """What an encoder makes of frames.
 
     Args:
-        last_BTD: The encoder's output, shape (B, T, D).
+        last_BTD: The encoder's output, shape (B, T, D); (B, M, D) where it was told of M frames of each row that they
+            are read.
         layers: Output of the input stage and of each block, L + 1 tensors (B, T, D), where they were asked for. The
             last entry is the last block's output, before any final norm.
     """

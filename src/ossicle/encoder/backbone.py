@@ -15,6 +15,7 @@ from ossicle.frontend.base import Frontend
 from ossicle.layer.dropout import Dropout
 from ossicle.layer.spec_augment import SpecAugmentFactory
 from ossicle.layer.speech_encoder import SpeechEncoder, real
+from ossicle.ops.masking import gather_frames
 from ossicle.ops.packing import Packing
 
 
@@ -127,11 +128,16 @@ class Backbone(SpeechEncoder):
         valid_BT: Bool[Tensor, "B T"] | None = None,
         *,
         kept_BM: Int64[Tensor, "B M"] | None = None,
+        read_BM: Int64[Tensor, "B M"] | None = None,
         layers: bool = False,
     ) -> EncoderOutput:
-        if kept_BM is None:
-            return self.encoder(x_BTD, valid_BT, layers=layers)
-        return self.encoder(x_BTD, valid_BT, kept_BM=kept_BM, layers=layers)
+        asked = {} if kept_BM is None else {"kept_BM": kept_BM}
+        if read_BM is None:
+            return self.encoder(x_BTD, valid_BT, **asked, layers=layers)
+        assert not layers, "all frames of a layer are asked for, and some alone"
+        if self.encoder.selects:
+            return self.encoder(x_BTD, valid_BT, **asked, read_BM=read_BM)
+        return EncoderOutput(gather_frames(self.encoder(x_BTD, valid_BT, **asked).last_BTD, read_BM))
 
     @override
     def forward(

@@ -18,6 +18,7 @@ class Encoder(nn.Module, ABC):
         num_layers: Blocks (L).
         layer_drop: Probability with which a block is skipped for a whole batch in training.
         drops_frames: Whether it can go on with some of the frames alone, once their positions are in them.
+        selects: Whether it can be told which frames of its output are read, and make no more than these.
         causal: Whether a frame hears itself and what is before it, and nothing after.
     """
 
@@ -25,6 +26,7 @@ class Encoder(nn.Module, ABC):
     num_layers: int
     layer_drop: float = 0.0
     drops_frames: bool = False
+    selects: bool = False
     causal: bool = False
 
     @property

@@ -5,7 +5,7 @@ from typing import final
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ossicle.core.shapes import Bool, Float
+from ossicle.core.shapes import Bool, Float, Int64
 from ossicle.encoder.block import Block
 from ossicle.encoder.stack import Stack
 from ossicle.layer.convolution_module import ConvolutionModule
@@ -13,6 +13,7 @@ from ossicle.layer.dropout import Dropout
 from ossicle.layer.feed_forward import FeedForward
 from ossicle.layer.norm import LayerNorm
 from ossicle.mixer.base import Mixer, MixerFactory, build_mixers
+from ossicle.ops.masking import gather_frames
 
 
 @final
@@ -30,6 +31,8 @@ class ConformerBlock(Block):
         activation_dropout: Dropout inside the feed-forward networks.
     """
 
+    selects = True
+
     def __init__(
         self, mixer: Mixer, dim: int, ffn_dim: int, *, kernel: int, dropout: float, activation_dropout: float
     ) -> None:
@@ -46,10 +49,18 @@ class ConformerBlock(Block):
         self.norm = nn.LayerNorm(dim)  # in float32 under autocast too, as are the sums that begin with it
 
     @override
-    def forward(self, x_BTD: Float[Tensor, "B T D"], valid_BT: Bool[Tensor, "B T"] | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        valid_BT: Bool[Tensor, "B T"] | None = None,
+        read_BM: Int64[Tensor, "B M"] | None = None,
+    ) -> Tensor:
+        """One block on frames, (B, T, D); with ``read_BM``, those of them alone, (B, M, D)."""
         x_BTD = x_BTD + 0.5 * self.first(self.first_norm(x_BTD))
         x_BTD = x_BTD + self.dropout(self.mixer(self.mixer_norm(x_BTD), valid_BT))
         x_BTD = x_BTD + self.convolution(self.convolution_norm(x_BTD), valid_BT)
+        if read_BM is not None:
+            x_BTD = gather_frames(x_BTD, read_BM)
         x_BTD = x_BTD + 0.5 * self.second(self.second_norm(x_BTD))
         return self.norm(x_BTD)
 

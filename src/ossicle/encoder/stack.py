@@ -58,6 +58,7 @@ class Stack(Encoder):
         self.dim = dim
         self.num_layers = len(blocks)
         self.drops_frames = all(block.drops_frames for block in blocks)
+        self.selects = blocks[-1].selects if blocks else False
         self.norm_first = norm_first
         self.layer_drop = check_layer_drop(layer_drop)
         self.position = (
@@ -76,8 +77,19 @@ class Stack(Encoder):
         valid_BT: Bool[Tensor, "B T"] | None = None,
         *,
         kept_BM: Int64[Tensor, "B M"] | None = None,
+        read_BM: Int64[Tensor, "B M"] | None = None,
         layers: bool = False,
     ) -> EncoderOutput:
+        """Encode frames, as :class:`~ossicle.encoder.base.Encoder` says; or those of ``read_BM`` alone, (B, M, D).
+
+        Args:
+            x_BTD: Embedded frames, shape (B, T, D).
+            valid_BT: True where a frame is real, or None where every frame is.
+            kept_BM: Frames that the blocks see, or None for all.
+            read_BM: Frames of the output that are read, or None for all. The last block then makes no more than its
+                kind of block must.
+            layers: Whether every layer's output is wanted too; not with ``read_BM``.
+        """
         if valid_BT is not None:
             # The position convolution must see past an utterance's end what it sees there without padding: zeros.
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
@@ -86,7 +98,7 @@ class Stack(Encoder):
             x_BTD = gather_frames(x_BTD, kept_BM)
             valid_BT = None if valid_BT is None else valid_BT.gather(1, kept_BM)
         x_BTD = self.dropout(x_BTD if self.norm_first else self.norm(x_BTD))
-        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT, place_BT=kept_BM)]
+        outputs = [x_BTD, *run_blocks(self, self.blocks, x_BTD, valid_BT, place_BT=kept_BM, read_BM=read_BM)]
         last_BTD = self.norm(outputs[-1]) if self.norm_first else outputs[-1]
         return EncoderOutput(last_BTD, tuple(outputs) if layers else ())
 
@@ -116,24 +128,28 @@ def run_blocks(
     *,
     packing: Packing | None = None,
     place_BT: Tensor | None = None,
+    read_BM: Tensor | None = None,
     sizes: Sequence[tuple[int, ...]] | None = None,
 ) -> Iterator[Tensor]:
     """The output of each block in turn; a block that is skipped gives its input.
 
     Frames are padded rows (B, T, D), or with a packing (P, D). Where they do not stand one after another, ``place_BT``
-    says where, and mixers that ask for it are told. ``sizes`` has for each block what it is called with besides.
+    says where, and mixers that ask for it are told. ``sizes`` has for each block what it is called with besides. Of the
+    last block no more is made than ``read_BM``, where it says which frames are read.
 
     What is skipped is drawn on the host from its default generator, so no device is waited for. Mixers that lend
     to later layers are handed on what they borrow.
     """
     loans: dict[Lender, tuple[Tensor, ...]] = {}
     for block, size in zip(blocks, sizes or [()] * len(blocks), strict=True):
+        reads = read_BM is not None and block is blocks[-1]
         dropped = (
             encoder.training and encoder.layer_drop > 0 and bool(torch.rand((), device="cpu") < encoder.layer_drop)
         )
         mixer = getattr(block, "mixer", None)
         call = block if packing is None else _packed(cast("Block", block), packing)
-        call = _narrowed(call, size) if size else call
+        call = _told(call, size) if size else call
+        call = _told(call, (read_BM,)) if reads and block.selects else call
         again = recomputed if encoder.training and getattr(block, "recompute", False) else _kept
         if not dropped and isinstance(mixer, Lender):
             borrowed = () if mixer.creditor is None else loans.get(mixer.creditor, ())
@@ -142,6 +158,8 @@ def run_blocks(
             x = again(run_placed)(call, mixer, x, valid_BT, place_BT)
         elif not dropped:
             x = again(call)(x, valid_BT)
+        if reads and (dropped or not block.selects):
+            x = gather_frames(x, read_BM)
         yield x
 
 
@@ -153,8 +171,8 @@ def _packed(block: Block, packing: Packing) -> Callable[[Tensor, Tensor | None],
     return lambda x_PD, _: block.packed(x_PD, packing)
 
 
-def _narrowed(call: Callable[..., Tensor], size: tuple[int, ...]) -> Callable[[Tensor, Tensor | None], Tensor]:
-    return lambda x_BTD, valid_BT: call(x_BTD, valid_BT, *size)
+def _told(call: Callable[..., Tensor], besides: tuple[object, ...]) -> Callable[[Tensor, Tensor | None], Tensor]:
+    return lambda x_BTD, valid_BT: call(x_BTD, valid_BT, *besides)
 
 
 def check_layer_drop(layer_drop: float) -> float:

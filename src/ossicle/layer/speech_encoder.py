@@ -70,9 +70,19 @@ class SpeechEncoder(nn.Module, ABC):
         valid_BT: Bool[Tensor, "B T"] | None = None,
         *,
         kept_BM: Int64[Tensor, "B M"] | None = None,
+        read_BM: Int64[Tensor, "B M"] | None = None,
         layers: bool = False,
     ) -> EncoderOutput:
-        """Embedded frames through the encoder; with ``kept_BM``, those frames alone, at the places that they had."""
+        """Embedded frames through the encoder.
+
+        Args:
+            x_BTD: Embedded frames, shape (B, T, D).
+            valid_BT: True where a frame is real, or None where every frame is.
+            kept_BM: Frames that go on alone, at the places that they had; None for all.
+            read_BM: Frames of the output that are read, in order, the same number in each row: no others are returned,
+                nor made where the encoder can do without. None for all.
+            layers: Whether every layer's output is wanted too; not with ``read_BM``.
+        """
 
     @abstractmethod
     def forward(

@@ -134,8 +134,11 @@ class Contrastive(MaskingObjective):
         hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
         quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
         embedded_BTD = embed_masked(self.mask, model, normalised_BTC, masked_BM, batch, seed=seed)
-        encoded = model.encode(embedded_BTD, layers=self.reads_layers)
-        loss_sum, logs = self.tell_apart(self.context(encoded), quantised, masked_BM, negatives_BMN)
+        if self.reads_layers:
+            encoded = model.encode(embedded_BTD, layers=True)
+        else:
+            encoded = model.encode(embedded_BTD, read_BM=masked_BM)
+        loss_sum, logs = self.tell_apart(self.context(encoded, masked_BM), quantised, negatives_BMN)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         if self.penalty_weight:
             penalty = feature_penalty(features_BTC)
@@ -145,8 +148,14 @@ class Contrastive(MaskingObjective):
         logs["objective/output_std"] = Mean(count * frame_deviation(encoded.last_BTD), count)
         return ObjectiveOutput(loss_sum, count, {"objective/loss": Mean(loss_sum.detach(), count), **logs, **more})
 
-    def context(self, encoded: EncoderOutput) -> Float[Tensor, "B T D"]:
-        """The frames that say what was masked: those of the last layer here."""
+    def context(self, encoded: EncoderOutput, masked_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+        """The masked frames that say what they were: those of the last layer here.
+
+        Args:
+            encoded: Every layer's output where ``reads_layers``; else the masked frames of the last alone.
+            masked_BM: Masked frames of each row.
+        """
+        del masked_BM
         return encoded.last_BTD
 
     def complete(
@@ -165,29 +174,27 @@ class Contrastive(MaskingObjective):
 
     def tell_apart(
         self,
-        context_BTD: Float[Tensor, "B T D"],
+        context_BMD: Float[Tensor, "B M D"],
         quantised: Quantised,
-        masked_BM: Int64[Tensor, "B M"],
         negatives_BMN: Int64[Tensor, "B M N"],
     ) -> tuple[Tensor, dict[str, Metric]]:
         """Sum of the contrastive and the diversity loss, and what is logged of them.
 
         Args:
-            context_BTD: Frames that say what was masked.
+            context_BMD: Masked frames that say what they were.
             quantised: What the quantiser made of the masked frames.
-            masked_BM: Masked frames of each row.
             negatives_BMN: Places of the negatives among the row's masked frames.
         """
         logits = contrastive_logits(
-            self.project_context(gather_frames(context_BTD, masked_BM)),
+            self.project_context(context_BMD),
             self.project_quantised(quantised.vectors_BMD),
             quantised.codes_BMG,
             negatives_BMN,
             temperature=self.temperature,
         )
-        first = torch.zeros(masked_BM.numel(), dtype=torch.int64, device=logits.device)
+        first = torch.zeros(logits[..., 0].numel(), dtype=torch.int64, device=logits.device)
         contrastive = functional.cross_entropy(logits.flatten(0, 1), first, reduction="sum")
-        count = torch.full((), float(masked_BM.numel()), device=logits.device)
+        count = torch.full((), float(first.numel()), device=logits.device)
         diversity = diversity_loss(quantised.code_probabilities_GV)
         logs: dict[str, Metric] = {
             "objective/contrastive": Mean(contrastive.detach(), count),

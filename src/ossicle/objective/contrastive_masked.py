@@ -96,8 +96,8 @@ class ContrastiveMasked(Contrastive):
             )
 
     @override
-    def context(self, encoded: EncoderOutput) -> Float[Tensor, "B T D"]:
-        return encoded.layers[self.contrastive_layer]
+    def context(self, encoded: EncoderOutput, masked_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+        return gather_frames(encoded.layers[self.contrastive_layer], masked_BM)
 
     @override
     def complete(

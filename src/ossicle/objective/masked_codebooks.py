@@ -72,12 +72,12 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
         """What scores codes, from frames of this width."""
 
     @abstractmethod
-    def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "K P V"]:
+    def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"] | None) -> Float[Tensor, "K P V"]:
         """Scores of the codes for some frames of each row, float32.
 
         Args:
             encoded: What the encoder made of the masked frames; every layer's output where ``reads_layers``.
-            frames_BM: The frames that are scored, P = B * M of them.
+            frames_BM: The frames that are scored, P = B * M of them; None for all that the encoder returned.
         """
 
     @override
@@ -98,8 +98,12 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
         features_BTC = model.local(batch.waveform_BS).features_BTC
         wanted_KBT = self.target.codes(batch, features_BTC, masked_BM)
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
-        encoded = model.encode(embedded_BTD, layers=self.reads_layers)
-        loss_sum, right, predicted_KP, chosen_KP = self._classify(encoded, wanted_KBT, masked_BM)
+        alone = not (self.reads_layers or self.unmasked_weight)
+        if alone:
+            encoded = model.encode(embedded_BTD, read_BM=masked_BM)
+        else:
+            encoded = model.encode(embedded_BTD, layers=self.reads_layers)
+        loss_sum, right, predicted_KP, chosen_KP = self._classify(encoded, wanted_KBT, masked_BM, alone=alone)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         logs: dict[str, Metric] = {
             "objective/accuracy_masked": Mean(right, count),
@@ -116,10 +120,18 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
         return ObjectiveOutput(loss_sum, count, logs)
 
     def _classify(
-        self, encoded: EncoderOutput, wanted_KBT: Int64[Tensor, "K B T"], frames_BM: Int64[Tensor, "B M"]
+        self,
+        encoded: EncoderOutput,
+        wanted_KBT: Int64[Tensor, "K B T"],
+        frames_BM: Int64[Tensor, "B M"],
+        *,
+        alone: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss sum, frames that are right (averaged over codebooks), predicted and wanted codes (K, P)."""
-        logits_KPV = self.logits(encoded, frames_BM)
+        """Loss sum, frames that are right (averaged over codebooks), predicted and wanted codes (K, P).
+
+        ``alone`` says that the encoder returned these frames and no others.
+        """
+        logits_KPV = self.logits(encoded, None if alone else frames_BM)
         chosen_KP = wanted_KBT.gather(2, frames_BM.expand(len(wanted_KBT), -1, -1)).flatten(1)
         loss_sum = functional.cross_entropy(logits_KPV.flatten(0, 1), chosen_KP.flatten(), reduction="sum")
         predicted_KP = logits_KPV.detach().argmax(-1)
@@ -139,8 +151,9 @@ class LastLayerCodebooks(MaskedCodebooks):
         return nn.Linear(dim, self.target.top_layers * self.target.num_codes)
 
     @override
-    def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "K P V"]:
-        scores: Tensor = self.heads(gather_frames(encoded.last_BTD, frames_BM).flatten(0, 1))
+    def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"] | None) -> Float[Tensor, "K P V"]:
+        heard_BMD = encoded.last_BTD if frames_BM is None else gather_frames(encoded.last_BTD, frames_BM)
+        scores: Tensor = self.heads(heard_BMD.flatten(0, 1))
         return scores.float().unflatten(1, (self.target.top_layers, -1)).transpose(0, 1)
 
 
@@ -161,7 +174,8 @@ class LayerwiseCodebooks(MaskedCodebooks):
         return nn.ModuleList(nn.Linear(dim, self.target.num_codes) for _ in range(self.target.top_layers))
 
     @override
-    def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"]) -> Float[Tensor, "K P V"]:
+    def logits(self, encoded: EncoderOutput, frames_BM: Int64[Tensor, "B M"] | None) -> Float[Tensor, "K P V"]:
+        assert frames_BM is not None, "every layer has all frames"
         heads = list(cast("nn.ModuleList", self.heads))
         layers = (*encoded.layers[-len(heads) : -1], encoded.last_BTD)
         scores = [

@@ -108,10 +108,14 @@ class MaskedPrediction(MaskingObjective):
                 "make the labels with the clock of this model's frontend",
             )
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
-        # asked for only where they are read: keeping every layer's output costs memory
-        output = model.encode(embedded_BTD, layers=self.reads_layers)
-
-        masked = self._classify(output.last_BTD, labels_BT, masked_BM)
+        if self.unmasked_weight or self.reads_layers:
+            # layers are asked for only where they are read: keeping every layer's output costs memory
+            output = model.encode(embedded_BTD, layers=self.reads_layers)
+            masked_BMD = gather_frames(output.last_BTD, masked_BM)
+        else:
+            output = model.encode(embedded_BTD, read_BM=masked_BM)
+            masked_BMD = output.last_BTD
+        masked = self._classify(masked_BMD, labels_BT, masked_BM)
         loss_sum, count = self.masked_weight * masked.loss_sum, masked.count
         logs: dict[str, Metric] = {
             "objective/accuracy_masked": Mean(masked.num_right, masked.count),
@@ -119,7 +123,8 @@ class MaskedPrediction(MaskingObjective):
             "target/codes": CodeUse(masked.wanted_V),
         }
         if self.unmasked_weight:
-            seen = self._classify(output.last_BTD, labels_BT, unmasked_indices(masked_BM, frames))
+            seen_BM = unmasked_indices(masked_BM, frames)
+            seen = self._classify(gather_frames(output.last_BTD, seen_BM), labels_BT, seen_BM)
             loss_sum, count = loss_sum + self.unmasked_weight * seen.loss_sum, count + seen.count
             logs["objective/accuracy_unmasked"] = Mean(seen.num_right, seen.count)
         if self.penalty_weight:
@@ -140,10 +145,9 @@ class MaskedPrediction(MaskingObjective):
         return torch.zeros((), device=labels_BT.device), {}
 
     def _classify(
-        self, encoded_BTD: Float[Tensor, "B T D"], labels_BT: Int64[Tensor, "B T"], frames_BM: Int64[Tensor, "B M"]
+        self, encoded_BMD: Float[Tensor, "B M D"], labels_BT: Int64[Tensor, "B T"], frames_BM: Int64[Tensor, "B M"]
     ) -> "Scored":
-        wanted_P = labels_BT.gather(1, frames_BM).flatten()
-        return score(self.head, gather_frames(encoded_BTD, frames_BM).flatten(0, 1), wanted_P)
+        return score(self.head, encoded_BMD.flatten(0, 1), labels_BT.gather(1, frames_BM).flatten())
 
 
 @dataclass(frozen=True, slots=True)

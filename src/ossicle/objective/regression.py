@@ -80,8 +80,9 @@ class Regression(TaughtObjective[Teacher], MaskingObjective):
         features_BTC = model.local(batch.waveform_BS).features_BTC
         wanted_BTD = self.target(batch, features_BTC)
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
-        encoded_BTD = model.encode(embedded_BTD).last_BTD
-        predicted_BMD = self.predict(gather_frames(encoded_BTD, masked_BM))
+        encoded_BTD = model.encode(embedded_BTD, read_BM=None if self.unmasked_weight else masked_BM).last_BTD
+        heard_BMD = gather_frames(encoded_BTD, masked_BM) if self.unmasked_weight else encoded_BTD
+        predicted_BMD = self.predict(heard_BMD)
         loss_sum = regression_loss(predicted_BMD, gather_frames(wanted_BTD, masked_BM), beta=self.beta)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         if self.unmasked_weight:
