@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 
 from ossicle.ops import (
+    attention_cpu,
     dropout_cpu,
     mel_cpu,
     native,
@@ -10,7 +11,6 @@ from ossicle.ops import (
     recurrence_cpu,
     selective_scan,
     selective_scan_cpu,
-    softmax_cpu,
 )
 
 
@@ -29,6 +29,6 @@ def chosen_anew() -> Iterator[None]:
 def without_compiler(chosen_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no C++ compiler, and nothing that one has built before."""
     assert chosen_anew is None
-    for module in (dropout_cpu, mel_cpu, recurrence_cpu, selective_scan_cpu, softmax_cpu):
+    for module in (attention_cpu, dropout_cpu, mel_cpu, recurrence_cpu, selective_scan_cpu):
         monkeypatch.setattr(module, "CODE", native.Source(module.CODE.file, module.CODE.declare))
     monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))

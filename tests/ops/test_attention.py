@@ -118,7 +118,7 @@ def test_the_choice_is_logged_once_a_case_with_what_was_passed_over(caplog: pyte
             attend(q, k, v)
             attend_packed(q[0], k[0], v[0], edges, 4)
     assert len(caplog.messages) == 2
-    assert "runs on sdpa" in caplog.messages[0]
+    assert "runs on native" in caplog.messages[0]
     assert "varlen runs on cuda, not on cpu" in caplog.messages[1]
 
 
@@ -133,7 +133,7 @@ def test_a_backend_that_cannot_serve_is_refused_with_the_reasons_of_all() -> Non
     q, k, v = qkv(1, 4, 1, 8)
     with pytest.raises(ConfigError, match="runs on cuda, not on cpu") as caught:
         attend(q, k, v, backend="varlen")
-    assert caught.value.mend.startswith("name one of: auto, sdpa, reference (not here: flash_attn ")
+    assert caught.value.mend.startswith("name one of: auto, native, sdpa, reference (not here: flash_attn ")
 
 
 def test_a_package_that_is_absent_is_refused_before_a_device_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,8 @@ def test_a_package_that_is_absent_is_refused_before_a_device_is_asked_for(monkey
         (Case("cpu", torch.float32, 64, windowed=True), "blocked"),
         (Case("cuda", torch.float32, 64, packed=True), "sdpa"),
         (Case("cuda", torch.bfloat16, 12, packed=True), "sdpa"),
-        (Case("cpu", torch.float32, 64), "sdpa"),
+        (Case("cpu", torch.float32, 64), "native"),
+        (Case("cpu", torch.float64, 64), "sdpa"),
     ],
 )
 def test_without_the_flash_package_each_case_goes_to_the_best_of_torch(

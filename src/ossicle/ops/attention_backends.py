@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
-from ossicle.ops import softmax_cpu
+from ossicle.ops import attention_cpu
 from ossicle.ops.attention_backend import Backend, Case, allowed_pairs
 from ossicle.ops.attention_cpu import cpu_attention
 from ossicle.ops.blocked_attention import attend_blocked, segments
@@ -138,27 +138,22 @@ class Blocked(Backend):
 
 @final
 class Native(Backend):
-    """This package's own C++ between two products on a CPU (docs/results/step_cpu.md has its times).
+    """This package's own C++ on a CPU, which holds no scores (docs/results/step_cpu.md has its times).
 
-    torch's fused kernel for CPUs has no dropout, and in bfloat16 is slower than this even without. But it holds no
-    scores, and so serves rows longer than ``longest`` frames where nothing is dropped.
+    torch's fused kernel for CPUs has no dropout, and is slower than this even without.
     """
-
-    longest: ClassVar = 2048
 
     name = "native"
 
     @override
     def missing(self) -> str | None:
-        return softmax_cpu.CODE.refusal
+        return attention_cpu.CODE.refusal
 
     @override
     def refusal(self, case: Case) -> str | None:
         if case.device != "cpu":
             return f"runs on cpu, not on {case.device}"
-        if not case.dropout and case.dtype == torch.float32:
-            return "is slower than sdpa in float32 without dropout"
-        if case.dtype not in softmax_cpu.SUFFIXES:
+        if case.dtype not in attention_cpu.SUFFIXES:
             return f"takes float32 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
         return "has no window" if case.windowed else self.missing()
 
@@ -173,8 +168,6 @@ class Native(Backend):
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        if not dropout and q_BTHK.shape[1] > self.longest:
-            return BACKENDS[Sdpa.name].dense(q_BTHK, k_BTHK, v_BTHK, valid_BT=valid_BT, dropout=dropout, window=window)
         return cpu_attention(q_BTHK, k_BTHK, v_BTHK, valid_BT, dropout)
 
 

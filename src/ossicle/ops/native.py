@@ -1,6 +1,6 @@
 """C++ that is compiled when it is first used, and called through its plain C interface.
 
-It needs a C++ compiler and nothing of torch's headers, so that it is built in two seconds and outlives torch.
+It needs a C++ compiler and nothing of torch's headers, so that it is built in seconds and outlives torch.
 """
 
 import ctypes
