@@ -1,8 +1,11 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from lightning import LightningModule
 
 from ossicle.callback.audit import Audit
 from ossicle.callback.checkpoints import Checkpoints
@@ -49,3 +52,15 @@ def test_the_log_names_what_was_trained_on_and_where_each_session_began(
     assert again == whole[-1]
     assert [line["from"] for line in lines if "from" in line] == [0, 10]
     assert [line for line in lines if "position" in line] == whole
+
+
+def test_each_rank_writes_a_log_of_its_own(synthetic_dataset: Path, tmp_path: Path) -> None:
+    data = data_of(synthetic_dataset)
+    for rank in range(2):
+        callback = Audit(run_dir=tmp_path, config={})
+        place = SimpleNamespace(global_rank=rank, datamodule=data)
+        callback.on_train_start(place, LightningModule())  # ty: ignore[invalid-argument-type]  its place is all it is asked for
+        callback.note(rank, np.array([7]), np.array([320]))
+    for rank in range(2):
+        lines = [json.loads(line) for line in (tmp_path / f"audit-{rank}.jsonl").read_text().splitlines()]
+        assert lines == [{"from": 0}, {"position": rank, "rows": [7], "starts": [320]}]

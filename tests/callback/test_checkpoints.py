@@ -62,6 +62,26 @@ def test_a_finished_run_that_is_started_again_takes_no_step(run: Path) -> None:
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
+def test_a_resumed_run_writes_nothing_before_its_first_step_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    saving = (partial(Checkpoints, every_steps=2, keep=5),)
+    toy_run(tmp_path, saving, accumulate=2, max_steps=2)
+    before = (folder / "step-00000002.ckpt").stat().st_mtime_ns
+    toy_run(tmp_path, saving, folder / "last.ckpt", accumulate=2, max_steps=4)
+    # its first micro-batch ends at step 2 too, with a position in the middle of step 3
+    assert (folder / "step-00000002.ckpt").stat().st_mtime_ns == before
+    positions = {
+        step: torch.load(folder / f"step-0000000{step}.ckpt", weights_only=True)["position"] for step in (2, 4)
+    }
+    assert positions == {2: 4, 4: 8}
+
+
+def test_last_is_kept_where_no_other_checkpoint_is_wanted(tmp_path: Path) -> None:
+    toy_run(tmp_path, (partial(Checkpoints, every_steps=1, keep=0),), max_steps=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.ckpt"))
+    assert names == ["last.ckpt", "step-00000002.ckpt"]
+
+
 def test_without_hard_links_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
@@ -71,4 +91,12 @@ def test_without_hard_links_the_file_is_copied(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "b").write_text("old")
     link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_what_a_killed_process_left_of_a_link_is_in_nobodys_way(tmp_path: Path) -> None:
+    for name, text in (("a", "new"), ("b", "old"), (".b.new", "half")):
+        (tmp_path / name).write_text(text)
+    link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

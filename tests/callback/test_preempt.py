@@ -18,15 +18,16 @@ NEVER = partial(Checkpoints, every_steps=1000, keep=1)
 
 
 class Sender(Callback):
-    """Sends a signal to its own process in the first micro-batch of the third step."""
+    """Sends a signal to its own process in a micro-batch, by default the first of the third step of two."""
 
-    def __init__(self, number: signal.Signals, **_: object) -> None:
+    def __init__(self, number: signal.Signals, at: int = 4, **_: object) -> None:
         super().__init__()
         self.number = number
+        self.at = at
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        if batch_idx == 4:
+        if batch_idx == self.at:
             os.kill(os.getpid(), self.number)
 
 
@@ -56,6 +57,25 @@ def test_a_signal_in_a_step_is_answered_at_its_end_with_a_checkpoint(tmp_path: P
     assert isinstance(resumed, Trainer)
     assert resumed.global_step == 5
     assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_signal_in_the_first_step_after_a_resumption_waits_for_the_steps_end_too(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    toy_run(tmp_path, (Drain, partial(Checkpoints, every_steps=3, keep=1)), accumulate=2, max_steps=3)
+    sender = partial(Sender, signal.SIGUSR1, 6)
+    trainer, _ = toy_run(tmp_path, (sender, Drain, NEVER), last, accumulate=2, max_steps=50)
+    assert isinstance(trainer, Trainer)
+    assert trainer.global_step == 4
+    saved = torch.load(last, weights_only=True)
+    assert (saved["global_step"], saved["position"]) == (4, 8)
+
+
+def test_a_signal_of_a_run_that_has_ended_does_not_stop_the_next(tmp_path: Path) -> None:
+    drain = Drain(run_dir=tmp_path, config={})
+    drain._note(signal.SIGUSR1, None)  # after the last step of a run that is over
+    trainer, _ = toy_run(tmp_path, (lambda **_: drain, NEVER), max_steps=3)
+    assert isinstance(trainer, Trainer)
+    assert (trainer.global_step, drain.drained_by) == (3, None)
 
 
 def test_the_handler_that_stood_before_is_called_after_the_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from ossicle.callback import progress
+from ossicle.callback.checkpoints import Checkpoints
 from ossicle.callback.progress import ProgressLine
 from tests.system.toys import toy_run
 
@@ -37,3 +38,20 @@ def test_the_time_left_follows_from_the_steps_since_the_last_reading(
     assert line.line({}, 10, 100).endswith("ETA 0:03:00")
     now[0] = 25.0
     assert line.line({"objective/loss": 1.5}, 20, 100) == "step 20/100  loss 1.5000  ETA 0:00:40"
+
+
+def test_a_resumed_run_counts_its_speed_from_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving = partial(Checkpoints, every_steps=4, keep=1)
+    toy_run(tmp_path, (saving,), max_steps=4)
+    now = [0.0]
+
+    class Ticking(ProgressLine):
+        def on_train_batch_end(self, *_: object) -> None:
+            now[0] += 10.0  # seconds a step
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    output = io.StringIO()
+    line = partial(Ticking, console=Console(file=output))
+    toy_run(tmp_path, (line,), tmp_path / "checkpoints" / "last.ckpt", max_steps=10, log_every=3)
+    # the first reading comes at the end of step 6, before the callbacks hear of that end
+    assert output.getvalue().splitlines()[0].endswith("ETA 0:00:20")

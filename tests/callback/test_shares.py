@@ -7,6 +7,7 @@ import torch
 from lightning import LightningModule, Trainer
 from typing_extensions import override
 
+from ossicle.callback import shares
 from ossicle.callback.checkpoints import Checkpoints
 from ossicle.callback.shares import SharesMeter
 from ossicle.data.mixture import MixtureData
@@ -51,20 +52,36 @@ def test_realised_shares_are_logged_written_and_carried_over_a_resumption(
     synthetic_dataset: Path, tmp_path: Path
 ) -> None:
     listener, whole = run(tmp_path / "whole", synthetic_dataset, 30)
-    shares = {f"{c['source']}/{c['language']}": c["share"] for c in whole["components"]}
-    assert len(shares) == 12
-    assert {name: listener.heard[f"data/share/{name}"] for name in shares} == pytest.approx(shares)
-    assert sum(shares.values()) == pytest.approx(1)
+    told = {f"{c['source']}/{c['language']}": c["share"] for c in whole["components"]}
+    assert len(told) == 12
+    assert {name: listener.heard[f"data/share/{name}"] for name in told} == pytest.approx(told)
+    assert sum(told.values()) == pytest.approx(1)
     for component in whole["components"]:
         # without temperature the languages of a source are heard alike, and source b three times as often as a
         assert component["wanted"] == pytest.approx({"a": 1 / 24, "b": 1 / 8}[component["source"]])
         assert component["share"] == pytest.approx(component["wanted"], abs=0.03)
+    assert sum(component["hours"] for component in whole["components"]) == pytest.approx(whole["hours"])
     assert whole["hours"] == pytest.approx(listener.heard["meter/audio_hours"])
     run(tmp_path / "parts", synthetic_dataset, 10)
     saved = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)
     assert sum(saved["heard_samples"].values()) > 0
     _, resumed = run(tmp_path / "parts", synthetic_dataset, 30, resumed=True)
     assert resumed == whole
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_of_more_components_than_columns_the_sources_are_logged_and_all_are_written(
+    synthetic_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "_MOST_COLUMNS", 11)
+    listener, whole = run(tmp_path, synthetic_dataset, 4)
+    assert len(whole["components"]) == 12
+    expected = dict.fromkeys(("data/share/a", "data/share/b"), 0.0)
+    for component in whole["components"]:
+        expected[f"data/share/{component['source']}"] += component["share"]
+    logged = {name: value for name, value in listener.heard.items() if name.startswith("data/share")}
+    assert logged == pytest.approx(expected)
+    assert min(logged.values()) > 0
 
 
 def test_data_of_one_kind_have_no_shares(tmp_path: Path) -> None:

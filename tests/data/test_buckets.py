@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from benchmarks.lengths import librispeech_lengths
 from benchmarks.shapes import alternatives
 from ossicle.core.errors import ConfigError
-from ossicle.data.buckets import Pieces, Shapes, choose_shapes, length_histogram, optimal_starts, shapes_of
+from ossicle.data.buckets import (
+    Pieces,
+    Shapes,
+    choose_shapes,
+    length_histogram,
+    optimal_starts,
+    pieces_of,
+    shapes_of,
+)
 
 
 def excess(values: np.ndarray, counts: np.ndarray, starts: tuple[int, ...]) -> int:
@@ -68,12 +76,22 @@ def test_several_sparse_buckets_merge_until_one_is_full() -> None:
     assert chosen == Shapes(lengths=(16_000, 48_000), rows=(16, 5))
 
 
+def test_what_filled_one_bucket_is_not_counted_again_for_the_next() -> None:
+    # 3 and 4 fill the batch of 48,000 samples; the 6 of 32,000 are too few for their own 8
+    samples_N = np.array([16_000] * 50 + [32_000] * 6 + [48_000] * 3 + [64_000] * 3)
+    chosen = choose_shapes(samples_N, max_crop_s=4, min_crop_s=1, num_shapes=4, batch_s=16)
+    assert chosen == Shapes(lengths=(16_000, 48_000), rows=(16, 5))
+
+
 def test_the_unused_fraction_counts_what_is_cropped_and_what_is_left_out() -> None:
     shapes = Shapes(lengths=(10, 20), rows=(2, 1))
     samples_N = np.array([5, 12, 20, 100])
     # offered 5 + 12 + 20 + 25, used 0 + 10 + 20 + 20
     assert shapes.unused_fraction(samples_N, max_samples=25) == pytest.approx(1 - 50 / 62)
     assert shapes.num_excluded(samples_N) == 1
+    assert shapes.num_excluded(np.array([9, 10, 11])) == 1
+    # what a crop holds beyond the bound was not offered: 5 + 12 + 15 + 15, used 0 + 10 + 15 + 15
+    assert shapes.unused_fraction(samples_N, max_samples=15) == pytest.approx(1 - 40 / 47)
 
 
 def test_more_shapes_never_leave_more_unused() -> None:
@@ -94,19 +112,23 @@ def test_impossible_numbers_are_refused_by_name(wrong: dict[str, float]) -> None
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 400_000), min_size=1, max_size=50), st.sampled_from((0.0, 0.1, 0.5, 1.0)))
+@given(
+    st.lists(st.integers(1, 400_000), min_size=1, max_size=50),
+    st.sampled_from((0.0, 0.1, 0.5, 1.0)),
+    st.sampled_from((32_000, 48_000)),
+)
 def test_pieces_share_an_utterance_without_a_gap_and_cut_away_no_more_than_is_allowed(
-    samples: list[int], max_cut: float
+    samples: list[int], max_cut: float, shortest: int
 ) -> None:
-    rule = Pieces(max_samples=64_000, min_samples=32_000, max_cut=max_cut)
+    rule = Pieces(max_samples=64_000, min_samples=shortest, max_cut=max_cut)
     samples_N = np.array(samples)
     count_N = rule.count(samples_N)
     for number, (length, count) in enumerate(zip(samples, count_N.tolist(), strict=True)):
         first, end = rule.spans(np.full(count, samples[number]), np.arange(count))
         assert (first[0], end[-1]) == (0, length)
         assert first[1:].tolist() == end[:-1].tolist()
-        assert count == 1 or min(end - first) >= 32_000
-        assert count * 64_000 >= (1 - max_cut) * length or count == length // 32_000
+        assert count == 1 or min(end - first) >= shortest
+        assert count * 64_000 >= (1 - max_cut) * length or count == max(1, length // shortest)
         assert count == 1 or (count - 1) * 64_000 < (1 - max_cut) * length
         assert max_cut < 1 or count == 1
 
@@ -147,6 +169,17 @@ def test_a_weighted_histogram_gives_the_shapes_of_repeated_utterances() -> None:
     repeated = np.concatenate([once, thrice, thrice, thrice])
     expected = choose_shapes(repeated, max_crop_s=15.6, min_crop_s=2, num_shapes=5, batch_s=30, max_cut=0.1)
     assert shapes_of(heard, rule, num_shapes=5, batch_s=30) == expected
+
+
+def test_each_piece_of_an_utterance_is_counted_at_its_length() -> None:
+    counts = length_histogram(np.array([9_600, 3_300, 300]), Pieces(3_200, 320, 0.0))[0]
+    # three pieces of 3,200 samples, two of 1,650, and what is too short for any
+    assert {place * 320: count for place, count in enumerate(counts.tolist()) if count} == {3_200: 3, 1_600: 2}
+
+
+def test_no_crop_is_shorter_than_the_shortest_that_was_asked_for() -> None:
+    rule = pieces_of(max_crop_s=1.03, min_crop_s=0.03, max_cut=1.0)
+    assert (rule.min_samples, rule.max_samples) == (640, 16_320)  # multiples of 320 within [480, 16,480]
 
 
 def test_an_impossible_share_is_refused() -> None:

@@ -87,3 +87,6 @@ def test_a_warmup_longer_than_the_run_is_refused() -> None:
         Noam(50, warmup_steps=0)
     with pytest.raises(ConfigError, match="tri-stage"):
         TriStage(50, warmup_fraction=0.7, hold_fraction=0.4)
+    for fractions in ({"warmup_fraction": -0.1}, {"hold_fraction": -0.1}, {"start": 1.5}, {"end": 0.0}):
+        with pytest.raises(ConfigError, match="tri-stage"):
+            TriStage(50, **fractions)

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ossicle.callback.checkpoints import Checkpoints
+from ossicle.optim.schedules import Polynomial
 from ossicle.system.pretraining import Pretraining
 from tests.system.toys import toy_run
 
@@ -45,3 +46,19 @@ def test_the_average_follows_its_formula_and_is_exported_beside_the_weights(tmp_
     exported = load_file(tmp_path / "encoder-average.safetensors")
     assert exported.keys() == load_file(tmp_path / "encoder.safetensors").keys()
     assert torch.equal(exported["project.weight"], saved["average"]["model.project.weight"])
+
+
+def test_a_resumed_average_goes_on_from_its_steps_and_moves_once_in_each(tmp_path: Path) -> None:
+    saved = []
+    for folder, sessions in (("whole", (4,)), ("parts", (2, 4))):
+        last = tmp_path / folder / "checkpoints" / "last.ckpt"
+        for steps in sessions:
+            callbacks = (partial(Checkpoints, every_steps=2, keep=1),)
+            schedule = partial(Polynomial, end=0.1)
+            toy_run(
+                tmp_path / folder, callbacks, last if last.exists() else None, accumulate=2, ema_decay=0.8,
+                max_steps=steps, schedule=lambda schedule=schedule, **_: schedule(max_steps=4),
+            )  # fmt: skip
+        saved.append(torch.load(last, weights_only=True)["average"])
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
