@@ -14,7 +14,7 @@ from ossicle.core.peers import Alone
 from ossicle.core.seeds import generator
 from ossicle.data.index import DatasetIndex
 from ossicle.data.utterances import iterate_utterances
-from ossicle.ops.kmeans import assign, kmeans, lloyd, mini_batch, start
+from ossicle.ops.kmeans import Refine, assign, kmeans, lloyd, mini_batch, start
 from ossicle.ops.spectral import mfcc
 
 
@@ -76,6 +76,41 @@ def test_the_global_random_state_is_neither_read_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert torch.equal(kmeans(x_ND, 10, seed=0).centroids_VD, first)
+
+
+def test_the_best_of_several_starts_is_taken() -> None:
+    x_ND = mixture(1_500, parts=30)
+    gains = []
+    for seed in range(6):
+        one, eight = (lloyd(x_ND, start(x_ND, 30, seed=seed, restarts=n), seed=0).inertia for n in (1, 8))
+        gains.append(1 - eight / one)
+    assert min(gains) > -0.005  # the first of the eight is the one
+    assert max(gains) > 0.005
+
+
+def test_fewer_starts_are_tried_the_more_clusters_there_are() -> None:
+    x_ND = mixture(500)
+    alike = 0
+    for clusters, restarts in ((20, 10), (100, 4), (300, 2)):
+        found, wanted, one = (start(x_ND, clusters, seed=1, restarts=number) for number in (None, restarts, 1))
+        assert torch.equal(found, wanted)
+        alike += torch.equal(found, one)
+    assert alike < 3
+
+
+@pytest.mark.parametrize("refine", [lloyd, partial(mini_batch, batch_frames=200)])
+def test_when_to_stop_does_not_depend_on_the_unit_of_the_frames(refine: Refine) -> None:
+    x_ND = mixture(2_000)
+    fitted = [refine(scale * x_ND, scale * x_ND[:12], seed=0) for scale in (2.0**-8, 1.0, 2.0**8)]
+    assert fitted[0].iterations == fitted[1].iterations == fitted[2].iterations > 2
+
+
+def test_a_seed_decides_how_clusters_are_split() -> None:
+    x_ND = mixture(1_000, parts=5)
+    begin = torch.cat([x_ND[:3], torch.full((2, 8), 1e4)])
+    split = [lloyd(x_ND, begin, seed=seed, max_iterations=1).centroids_VD for seed in (0, 0, 1)]
+    assert torch.equal(split[0], split[1])
+    assert not torch.equal(split[0], split[2])
 
 
 def test_clusters_that_start_empty_are_given_frames() -> None:
@@ -148,22 +183,36 @@ def test_mini_batches_come_within_one_per_cent_of_scikit_learns(parts: int, clus
     assert ours.inertia == pytest.approx(float(assign(x_ND, ours.centroids_VD)[1].double().mean()), rel=1e-6)
 
 
-def test_mini_batches_move_a_centroid_to_the_mean_of_all_that_it_was_given() -> None:
+@pytest.mark.parametrize("passes", [1, 3])
+def test_mini_batches_move_a_centroid_to_the_mean_of_all_that_it_was_given(passes: int) -> None:
     x_ND = mixture(4_000, parts=4)
     begin = x_ND[:4]
-    order_N = torch.randperm(4_000, generator=generator(0, 1, 0, "kmeans batches"))
     means, counts = begin.double().numpy(), np.zeros(4)
-    for rows in order_N.split(500):
-        part = x_ND[rows].double().numpy()
-        codes = cdist(part, means).argmin(1)  # a batch is taken together: its frames see the means of before
-        counts += np.bincount(codes, minlength=4)
-        for code in range(4):
-            if (codes == code).any():
-                share = (codes == code).sum() / counts[code]
-                means[code] += share * (part[codes == code].mean(0) - means[code])
-    theirs = lloyd(x_ND, torch.from_numpy(means).float(), seed=0, max_iterations=1)
-    ours = mini_batch(x_ND, begin, seed=0, batch_frames=500, max_passes=1)
+    for number in range(1, passes + 1):
+        order_N = torch.randperm(4_000, generator=generator(5, number, 0, "kmeans batches"))
+        for rows in order_N.split(500):
+            part = x_ND[rows].double().numpy()
+            codes = cdist(part, means).argmin(1)  # a batch is taken together: its frames see the means of before
+            counts += np.bincount(codes, minlength=4)
+            for code in range(4):
+                if (codes == code).any():
+                    share = (codes == code).sum() / counts[code]
+                    means[code] += share * (part[codes == code].mean(0) - means[code])
+    theirs = lloyd(x_ND, torch.from_numpy(means).float(), seed=5, max_iterations=1)
+    ours = mini_batch(x_ND, begin, seed=5, batch_frames=500, max_passes=passes, tolerance=-1.0)
     torch.testing.assert_close(ours.centroids_VD, theirs.centroids_VD, atol=1e-4, rtol=1e-4)
+    assert ours.iterations == passes + 1  # the last is Lloyd's
+
+
+def test_mini_batches_pass_over_the_frames_until_that_hardly_helps() -> None:
+    x_ND = mixture(4_000)
+    begin = x_ND[:30]
+    once, few, many = (
+        mini_batch(x_ND, begin, seed=0, batch_frames=200, max_passes=passes, tolerance=tolerance)
+        for passes, tolerance in ((1, 1e-3), (20, 0.05), (20, 1e-3))
+    )
+    assert once.iterations == 2 < few.iterations < many.iterations
+    assert once.inertia > 1.001 * many.inertia
 
 
 def test_clusters_of_real_mfccs_are_as_good_as_scikit_learns(synthetic_dataset: Path) -> None:

@@ -264,7 +264,7 @@ def mini_batch(
             counts_V += sums.counts_V
             means_VD += (sums.vectors_VD - sums.counts_V[:, None] * means_VD) / counts_V.clamp(min=1)[:, None]
             inertia += sums.inertia
-        if previous - inertia <= tolerance * previous:
+        if inertia >= (1 - tolerance) * previous:  # a difference from infinity would be no more than a share of it
             break
         previous = inertia
     last = lloyd(x_ND, means_VD.float(), seed=seed, max_iterations=1, peers=peers)
