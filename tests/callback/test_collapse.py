@@ -144,3 +144,58 @@ def test_readings_that_recover_start_the_count_anew(tmp_path: Path) -> None:
         guard.on_metrics(trainer, system, {"objective/output_std": std}, step)
     with pytest.raises(CollapseError):
         guard.on_metrics(trainer, system, {"objective/output_std": 0.0}, 6)
+
+
+FLOORS = {
+    "min_target_perplexity": ("target/codes_perplexity", "target/codes_least_perplexity"),
+    "min_output_perplexity": ("objective/codes_perplexity", "objective/codes_least_perplexity"),
+    "min_output_std": ("objective/output_std",),
+    "min_target_std": ("target/std",),
+    "min_prediction_std": ("objective/prediction_std",),
+    "min_teacher_gap": ("target/teacher_gap",),
+    "min_frame_std": ("target/frame_std",),
+}
+OFF = dict.fromkeys((*FLOORS, "max_teacher_gap", "min_over_chance"))
+
+
+def guard_of(tmp_path: Path, **thresholds: float) -> CollapseGuard:
+    """A guard that looks for what is stated alone."""
+    return CollapseGuard(run_dir=tmp_path, config={}, start_step=5, **{**OFF, **thresholds})
+
+
+@pytest.mark.parametrize("threshold", FLOORS)
+def test_each_floor_is_that_of_its_own_metrics(threshold: str, tmp_path: Path) -> None:
+    every = [name for names in FLOORS.values() for name in names]
+    guard = guard_of(tmp_path, **{threshold: 0.5})
+    assert len(list(guard.signs(dict.fromkeys(every, 0.4), 5))) == len(FLOORS[threshold])
+    assert not list(guard.signs(dict.fromkeys(every, 0.5), 5))
+    assert not list(guard.signs(dict.fromkeys(every, 0.4), 4))  # all begin so
+    assert not list(guard_of(tmp_path).signs(dict.fromkeys(every, 0.0), 5))
+    others = {name: 0.4 for name in every if name not in FLOORS[threshold]}
+    assert not list(guard.signs(others, 5))
+
+
+def test_a_teacher_that_is_left_behind_is_a_sign_and_one_at_the_bound_is_not(tmp_path: Path) -> None:
+    guard = guard_of(tmp_path, max_teacher_gap=0.5)
+    assert [sign for sign, _ in guard.signs({"target/teacher_gap": 0.6}, 5)] == [
+        "the student has left its teacher behind"
+    ]
+    assert not list(guard.signs({"target/teacher_gap": 0.5}, 5))
+
+
+def test_an_accuracy_just_above_chance_is_a_guess_too(tmp_path: Path) -> None:
+    guard = guard_of(tmp_path, min_over_chance=1.02)
+    for accuracy, signs in ((0.1015, 1), (0.1025, 0)):
+        metrics = {"objective/accuracy_contrastive": accuracy, "objective/chance": 0.1}
+        assert len(list(guard.signs(metrics, 5))) == signs
+
+
+def test_a_reading_that_is_no_number_is_a_sign(tmp_path: Path) -> None:
+    nothing = float("nan")
+    for threshold, names in FLOORS.items():
+        assert len(list(guard_of(tmp_path, **{threshold: 0.5}).signs(dict.fromkeys(names, nothing), 5))) == len(names)
+    assert list(guard_of(tmp_path, max_teacher_gap=0.5).signs({"target/teacher_gap": nothing}, 5))
+    metrics = {"objective/accuracy_contrastive": nothing, "objective/chance": 0.1}
+    assert list(guard_of(tmp_path, min_over_chance=1.0).signs(metrics, 5))
+    for loss in (nothing, float("inf")):
+        assert list(guard_of(tmp_path).signs({"objective/loss": loss}, 0))

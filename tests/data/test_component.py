@@ -73,6 +73,16 @@ def test_an_order_holds_each_item_once_and_changes_with_pass_bucket_seed_and_nam
     assert all(other != order() for other in others)
 
 
+def test_the_windows_of_shards_change_with_pass_seed_and_name() -> None:
+    def windows(number: int = 0, seed: int = 0, name: str = "a") -> list[int]:
+        shards = np.arange(40, dtype=np.uint8)
+        part = Component(name, [np.arange(40, dtype=np.uint32)], [shards], window_shards=4)
+        return part.windows(number, seed).tolist()
+
+    assert windows() == windows()
+    assert all(other != windows() for other in (windows(number=1), windows(seed=1), windows(name="b")))
+
+
 def test_a_window_of_no_shard_is_refused() -> None:
     with pytest.raises(ConfigError, match="window_shards=0"):
         Splitter(SHAPES, window_shards=0, num_rows=1).split(source_of([20], [1], [0]), "a")

@@ -12,8 +12,9 @@ from benchmarks.planning import measure
 from ossicle.core.errors import ConfigError
 from ossicle.core.world import World
 from ossicle.data.buckets import Shapes
+from ossicle.data.component import Component, Items
 from ossicle.data.loader import PlannedSampler
-from ossicle.data.plan import BatchSpec, Plan
+from ossicle.data.plan import BatchSpec, Plan, PlannedSequence
 
 FIELDS = [("shard", "<u4"), ("samples", "<u8")]
 
@@ -133,6 +134,36 @@ def test_buckets_are_interleaved_over_the_epoch() -> None:
     buckets = Plan(rows, Shapes((10, 20), (10, 10)), seed=0, window_shards=2).epoch(0).buckets
     halves = np.bincount(buckets[:50], minlength=2)
     assert abs(int(halves[0]) - int(halves[1])) < 20
+
+
+def test_the_interleaving_of_buckets_differs_between_epochs_and_seeds() -> None:
+    rows = rows_of([10, 20] * 200, 50)
+
+    def buckets(seed: int, epoch: int) -> list[int]:
+        return Plan(rows, Shapes((10, 20), (10, 10)), seed=seed, window_shards=2).epoch(epoch).buckets.tolist()
+
+    assert buckets(0, 0) == buckets(0, 0)
+    assert buckets(0, 0) != buckets(0, 1)
+    assert buckets(0, 0) != buckets(1, 0)
+
+
+def test_rare_components_and_the_buckets_of_one_are_heard_in_epochs_of_their_own() -> None:
+    # 60 languages of one utterance in each of two shapes, each heard once in ten epochs
+    empty, shard = np.zeros(0, dtype=np.uint32), np.zeros(1, dtype=np.uint8)
+    items = [np.array([item], dtype=np.uint32) for item in range(120)]
+    components = [Component(str(c), items[2 * c : 2 * c + 2], [shard, shard], window_shards=1) for c in range(60)]
+    shapes = Shapes((10, 20), (1, 1))
+
+    def heard_in(seed: int) -> np.ndarray:
+        plan = PlannedSequence(components, [0.1] * 60, Items(120, empty, empty), shapes, seed=seed)
+        drawn = np.stack([plan.drawn(epoch) for epoch in range(11)])
+        return np.diff(drawn, axis=0).argmax(0)  # the epoch of each, shape (components, buckets)
+
+    epochs = heard_in(0)
+    for bucket in range(2):
+        assert np.bincount(epochs[:, bucket], minlength=10).max() < 20
+    assert (epochs[:, 0] == epochs[:, 1]).sum() < 20
+    assert (epochs[:, 0] == heard_in(1)[:, 0]).sum() < 20
 
 
 def test_too_short_utterances_never_occur() -> None:
