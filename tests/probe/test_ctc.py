@@ -1,6 +1,19 @@
+import math
+
+import pytest
 import torch
 
-from ossicle.probe.ctc import BLANK, CTCTraining, collapse, fits, flat_start, phone_errors, train_ctc_head
+from ossicle.probe.ctc import (
+    BLANK,
+    CTCTraining,
+    collapse,
+    fits,
+    flat_start,
+    late,
+    phone_errors,
+    rise_and_fall,
+    train_ctc_head,
+)
 from ossicle.probe.linear import Whitening
 
 
@@ -55,3 +68,26 @@ def test_a_flat_start_beats_chance_before_any_update() -> None:
     weight, bias = flat_start(frames, labels, 5, whitening)
     found = (whitening.apply(packed) @ weight + bias)[:, 1:].argmax(-1) + 1
     assert float((found == torch.tensor(paths).flatten()).float().mean()) > 0.9
+
+
+def test_the_rate_rises_over_a_tenth_and_falls_to_nothing_and_the_layers_wait_for_a_third() -> None:
+    rate, mixing = rise_and_fall(20), late(9)
+    assert [rate(step) for step in (0, 1, 2, 11, 20)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+    assert [mixing(step) for step in range(10)] == pytest.approx([0, 0, 0, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert all(math.isfinite(few(step)) for few in (rise_and_fall(1), late(1)) for step in (0, 1))
+
+
+def test_utterances_come_in_an_order_of_their_own_in_each_epoch_and_seed() -> None:
+    rng = torch.Generator().manual_seed(0)
+    frames = [torch.randn(1, 6, 3, generator=rng) for _ in range(6)]
+    labels = [[1, 2]] * 6
+    packed = torch.cat(frames, dim=1)[0]
+    whitening = Whitening.fit(packed, torch.zeros(len(packed), dtype=torch.int64), 1, 1e-2)
+    training = CTCTraining(epochs=2, batch_utterances=1)
+
+    def head(seed: int) -> torch.Tensor:
+        *_, last = train_ctc_head(frames, labels, 3, whitening=whitening, training=training, seed=seed)
+        return last.weight_DV
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))

@@ -37,6 +37,7 @@ def test_repeats_that_differ_widen_the_interval() -> None:
 def test_the_interval_is_the_same_each_time() -> None:
     errors, counts = np.arange(12).reshape(2, 6), np.full(6, 12)
     assert bootstrap(errors, counts) == bootstrap(errors, counts)
+    assert bootstrap(errors, counts) != bootstrap(errors, counts, seed=1)
 
 
 def test_nothing_counted_gives_no_rate() -> None:

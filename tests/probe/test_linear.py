@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from ossicle.probe.linear import (
     HeadTraining,
     LinearHead,
+    MixedHead,
     Whitening,
     discriminant,
     mix,
@@ -121,3 +124,29 @@ def test_the_same_seed_gives_the_same_head_and_another_seed_another() -> None:
     ]
     assert torch.equal(heads[0].weight_DV, heads[1].weight_DV)
     assert not torch.equal(heads[0].weight_DV, heads[2].weight_DV)
+
+
+def test_the_discriminant_is_that_of_classes_with_their_priors_and_a_covariance_of_one() -> None:
+    draws = torch.Generator().manual_seed(0)
+    y = torch.tensor([0] * 90 + [1] * 10)
+    z = torch.randn(100, 3, generator=draws) + 2 * y[:, None]
+    weight_DV, bias_V = discriminant(z, y, 2)
+    # log p(y) + log N(z; mean, 1) of the two classes, but for what they share; half a frame is added to each
+    logits = torch.stack(
+        [
+            math.log((count + 0.5) / 101) - (z - z[y == cls].mean(0)).square().sum(1) / 2
+            for cls, count in enumerate((90, 10))
+        ],
+        1,
+    )
+    found = z @ weight_DV + bias_V
+    torch.testing.assert_close(found[:, 1] - found[:, 0], logits[:, 1] - logits[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_mixed_head_does_not_care_for_the_scale_of_a_layer() -> None:
+    draws = torch.Generator().manual_seed(1)
+    x_LPD = torch.randn(2, 50, 6, generator=draws)
+    plain = LinearHead(torch.randn(6, 4, generator=draws), torch.zeros(4))
+    head = MixedHead(torch.tensor([0.5, 0.5]), plain)
+    scaled = x_LPD * torch.tensor([1.0, 100.0])[:, None, None]
+    assert torch.equal(head.predict(x_LPD), head.predict(scaled))

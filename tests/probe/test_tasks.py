@@ -2,12 +2,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 
+from ossicle.data.utterance import Phone
 from ossicle.probe.collect import Clip, FeatureSet, collect
 from ossicle.probe.features import Featurizer
 from ossicle.probe.linear import HeadTraining
 from ossicle.probe.report import Outcome
-from ossicle.probe.tasks import FramePhones, Splits, drawn_utterances, left_out_tenth
+from ossicle.probe.tasks import FramePhones, Splits, _Frames, _least_error, drawn_utterances, left_out_tenth
 
 TASK = FramePhones(HeadTraining(epochs=6, batch_frames=128))
 
@@ -93,3 +96,33 @@ def test_a_seed_draws_nine_tenths_and_a_hash_a_tenth(clip: Callable[..., Clip]) 
     again = utterances[::-1]
     assert len(left) == 4
     assert left == {u.id for u, out in zip(again, left_out_tenth(again), strict=True) if out}
+
+
+def test_chance_is_to_name_what_training_says_most_among_what_can_be_named(clip: Callable[..., Clip]) -> None:
+    train = (replace(clip("0", "train", 0).utterance, phones=(Phone(0, 60, "a"), Phone(60, 100, "b"))),)
+    said = (Phone(0, 30, "a"), Phone(30, 100, "b"), Phone(100, 900, "x"))
+    note = TASK.note(Splits(train, (replace(train[0], phones=said),)))
+    assert note.chance_error == pytest.approx(0.7)  # "a" for all: right in 30 of 100; "x" is not counted
+
+
+class Sayer:
+    """A head that says what it was given."""
+
+    def __init__(self, *said: int) -> None:
+        self.said = torch.tensor(said)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.said[x[:, 0].long()]
+
+
+def test_the_first_head_with_the_least_error_on_the_frames_to_choose_on_is_taken() -> None:
+    truth = torch.tensor([0, 1, 2, -1, 0])
+    rows = torch.tensor([0, 1, 4])
+    frames = _Frames(truth, rows, None, truth, rows, truth, rows, None)  # ty: ignore[invalid-argument-type]
+    bad, good = Sayer(0, 0, 2, 0, 1), Sayer(0, 1, 0, 0, 0)
+    as_good = Sayer(0, 1, 1, 1, 0)
+    x = torch.arange(5.0)[:, None]
+    head, error = _least_error(iter([bad, good, as_good]), x, frames)  # ty: ignore[invalid-argument-type]
+    assert (head, error) == (good, 0)
+    head, error = _least_error(iter([bad]), x, frames)  # ty: ignore[invalid-argument-type]
+    assert error == pytest.approx(2 / 3)

@@ -1,4 +1,6 @@
 import math
+import shutil
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from ossicle.core.peers import Alone
 from ossicle.data.audio import decode
 from ossicle.data.index import DatasetIndex
 from ossicle.data.labels import LabelSet
-from ossicle.ops.kmeans import kmeans
+from ossicle.ops.kmeans import kmeans, lloyd, mini_batch
 from ossicle.stage.frames import Features
 from ossicle.stage.labelling import LabelRecipe, label_path, make_labels
 from ossicle.stage.sampling import draw_sample
@@ -162,3 +164,37 @@ def test_impossible_numbers_are_refused(clusters: int, sample: int) -> None:
 def test_an_unknown_fit_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(ConfigError, match="choose from: lloyd, minibatch"):
         LabelRecipe(SOURCE, 10, 100, seed=0, fit="elkan")
+
+
+def test_other_data_and_another_clock_have_labels_of_their_own(index: DatasetIndex, tmp_path: Path) -> None:
+    other = copy(index)
+    other.content_hash = "0" * 32
+    paths = {label_path(index, CLOCK, tmp_path, RECIPE), label_path(other, CLOCK, tmp_path, RECIPE)}
+    assert len(paths | {label_path(index, replace(CLOCK, offset_samples=5), tmp_path, RECIPE)}) == 3
+
+
+@pytest.mark.parametrize("fit", ["lloyd", "minibatch"])
+def test_the_recipe_decides_sample_seed_and_fit(index: DatasetIndex, tmp_path: Path, fit: str) -> None:
+    path = make(index, tmp_path, seed=3, fit=fit, clusters=12)
+    sample = draw_sample(FEATURES, index, RECIPE.sample_frames, 3, Alone())
+    fitted = kmeans(sample, 12, seed=3, refine={"lloyd": lloyd, "minibatch": mini_batch}[fit])
+    assert np.array_equal(np.load(path / "centroids.npy"), fitted.centroids_VD.numpy())
+
+
+def test_what_cannot_be_read_has_no_labels_and_too_much_of_it_stops_the_run(
+    synthetic_dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(synthetic_dataset, tmp_path / "data")
+    index = DatasetIndex.load(tmp_path / "data", "train")
+    bad = range(0, index.num_utterances, 4)
+    for row in bad:
+        entry = index.rows[row]
+        with index.shard_paths[int(entry["shard"])].open("r+b") as file:
+            file.seek(int(entry["audio_offset"]))
+            file.write(bytes(int(entry["audio_bytes"])))
+    recipe = replace(RECIPE, clusters=4, sample_frames=400)
+    with pytest.raises(DataError, match="inputs are bad"):
+        make_labels(index, FEATURES, tmp_path / "few", recipe, max_bad_fraction=0.1)
+    labels = LabelSet.load(make_labels(index, FEATURES, tmp_path / "many", recipe, max_bad_fraction=0.9))
+    counts = [len(labels.utterance(row)) for row in range(index.num_utterances)]
+    assert [row for row, count in enumerate(counts) if count == 0] == list(bad)

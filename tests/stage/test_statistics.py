@@ -32,6 +32,10 @@ def test_no_more_utterances_are_read_than_hold_what_is_wanted_and_the_seed_says_
     counting = Counting()
     first, _ = feature_moments(replace(FEATURES, extract=counting), [index], 400, seed=0)
     assert 0 < counting.utterances < index.num_utterances / 2
+    both = Counting()
+    dev = DatasetIndex.load(synthetic_dataset, "dev")
+    feature_moments(replace(FEATURES, extract=both), [index, dev], 400, seed=0)
+    assert both.utterances <= counting.utterances + 1  # shared out over the splits, and each begins one
     again, other = (feature_moments(FEATURES, [index], 400, seed=seed)[0] for seed in (0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
