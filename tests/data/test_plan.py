@@ -166,6 +166,19 @@ def test_rare_components_and_the_buckets_of_one_are_heard_in_epochs_of_their_own
     assert (epochs[:, 0] == heard_in(1)[:, 0]).sum() < 20
 
 
+def test_rare_components_are_heard_all_over_an_epoch() -> None:
+    empty = np.zeros(0, dtype=np.uint32)
+    items = [np.arange(940, dtype=np.uint32), *(np.array([item], dtype=np.uint32) for item in range(940, 1_000))]
+    components = [
+        Component(str(c), [own], [np.zeros(len(own), dtype=np.uint8)], window_shards=1) for c, own in enumerate(items)
+    ]
+    plan = PlannedSequence(components, [1.0] * 61, Items(1_000, empty, empty), Shapes((10,), (1,)), seed=0)
+    for epoch in (0, 5):
+        places = np.flatnonzero(plan.epoch(epoch).orders[0] >= 940)
+        assert len(places) == 60
+        assert np.histogram(places, bins=4, range=(0, 1_000))[0].min() >= 5
+
+
 def test_too_short_utterances_never_occur() -> None:
     plan = Plan(rows_of([5, 10, 5, 12, 3], 2), Shapes((10,), (1,)), seed=0, window_shards=1)
     assert {int(plan.batch(g).ids[0]) for g in range(10)} == {1, 3}

@@ -19,7 +19,7 @@ from ossicle.optim.adamw import adamw
 from ossicle.system.build import build
 from ossicle.system.pretraining import Pretraining
 from tests.system.test_trainer import Listener
-from tests.system.toys import ToyBatches, ToyModel, ToyObjective, toy_experiment, toy_run
+from tests.system.toys import ToyBatches, ToyEncoder, ToyModel, ToyObjective, toy_experiment, toy_run
 
 STILL = partial(adamw, lr=0.0)
 
@@ -65,6 +65,14 @@ class Mute(ToyObjective):
 def test_batches_without_anything_to_count_leave_the_weights_finite(tmp_path: Path) -> None:
     system, _ = trained(tmp_path, objective=Mute, max_steps=2)
     assert all(bool(parameter.isfinite().all()) for parameter in system.parameters())
+
+
+def test_what_a_step_left_out_has_a_gradient_of_zero(tmp_path: Path) -> None:
+    system, _ = trained(tmp_path, encoder=partial(ToyEncoder, layer_drop=1.0), max_steps=1)
+    for block in system.model.get_submodule("encoder.blocks").parameters():
+        assert block.grad is not None
+        assert not block.grad.any()
+    assert norm_of(system) > 0
 
 
 def test_a_bound_above_the_norm_changes_nothing_and_the_norm_that_is_told_is_the_one_before_clipping(
