@@ -12,6 +12,7 @@ from typing_extensions import override
 from ossicle.callback.checkpoints import Checkpoints
 from ossicle.callback.preempt import Drain
 from ossicle.core.errors import ConfigError
+from ossicle.optim.schedules import Polynomial
 from tests.system.toys import toy_run
 
 NEVER = partial(Checkpoints, every_steps=1000, keep=1)
@@ -68,6 +69,23 @@ def test_a_signal_in_the_first_step_after_a_resumption_waits_for_the_steps_end_t
     assert trainer.global_step == 4
     saved = torch.load(last, weights_only=True)
     assert (saved["global_step"], saved["position"]) == (4, 8)
+
+
+def test_the_average_that_is_saved_for_a_signal_is_that_of_the_step(tmp_path: Path) -> None:
+    saving = partial(Checkpoints, every_steps=3, keep=1)
+    toy_run(tmp_path / "whole", (saving,), accumulate=2, max_steps=3, schedule=flat, ema_decay=0.8)
+    parts = (partial(Sender, signal.SIGUSR1), Drain, NEVER)
+    toy_run(tmp_path / "stopped", parts, accumulate=2, max_steps=50, schedule=flat, ema_decay=0.8)
+    whole, stopped = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "stopped")
+    )
+    assert whole["global_step"] == stopped["global_step"] == 3
+    assert all(torch.equal(value, stopped["average"][name]) for name, value in whole["average"].items())
+
+
+def flat(**_: object) -> Polynomial:
+    """The same rates however long the run."""
+    return Polynomial(max_steps=100)
 
 
 def test_a_signal_of_a_run_that_has_ended_does_not_stop_the_next(tmp_path: Path) -> None:
