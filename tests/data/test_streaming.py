@@ -91,7 +91,8 @@ def test_what_was_measured_stands_for_all_that_is_there(ramps: Path) -> None:
     assert (len(everything), whole) == (60, 1.0)
     arguments = {"max_crop_s": 2.0, "min_crop_s": 0.5, "num_shapes": 3, "batch_s": 8.0, "rate_hz": 16_000}
     samples = np.array([16_000] * 4 + [32_000] * 3)
-    # three of 2 s fill no batch of four, nor all seven one of eight; where they are a tenth of all they do. The shortest crop is always there
+    # three of 2 s fill no batch of four, nor all seven one of eight; where they are a tenth of all, they do. The
+    # shortest crop is always there
     assert shapes_for(samples, 1.0, **arguments).lengths == (8_000,)
     assert shapes_for(samples, 0.1, **arguments).lengths == (8_000, 16_000, 32_000)
 
