@@ -155,12 +155,12 @@ def test_the_share_of_a_rare_language_is_met_to_the_utterance() -> None:
 
 
 def test_the_buckets_of_a_mixture_are_interleaved_however_far_the_run() -> None:
-    rows = source_of([20, 30] * 500, [100] * 10, [0] * 900 + [1] * 100)
+    rows = source_of([20, 30, 30] * 400, [120] * 10, [0] * 1_000 + [1] * 200)
     plan = Mixture((rows,), (2,), (1.0,), 0.5, 1.0, Shapes((20, 30), (10, 10)), 0, 2).sequence()
     assert 2**32 not in plan.speeds  # an epoch is no whole number of passes
-    for epoch in (0, *range(10**6, 10**6 + 8)):
-        halves = np.bincount(plan.epoch(epoch).buckets[:50], minlength=2)
-        assert abs(int(halves[0]) - int(halves[1])) < 20
+    for epoch in (0, 10**6, 10**6 + 1):
+        first_half = plan.epoch(epoch).buckets[:60]
+        assert 10 < int((first_half == 0).sum()) < 30  # a third of the batches
 
 
 def test_with_natural_shares_an_epoch_is_one_pass_of_everything() -> None:

@@ -57,6 +57,7 @@ def test_loggers_and_watchers_hear_the_same_metrics_every_log_every_steps(tmp_pa
         "optim/grad_norm", "data/position", "data/wait_fraction", "meter/audio_s_per_s", "meter/audio_hours",
     } <= first.keys()  # fmt: skip
     assert first["optim/lr"] == pytest.approx(0.01 * (1 - 0.9 * 1 / 5))  # of the second step
+    assert last["optim/lr"] == pytest.approx(0.01 * (1 - 0.9 * 4 / 5))  # of the fifth
     assert (first["data/position"], last["data/position"]) == (4, 10)
     audio_s = sum((2 + p % 3) * (4 + p % 2) * 0.1 for p in range(10))
     assert last["meter/audio_hours"] * 3600 == pytest.approx(audio_s)
