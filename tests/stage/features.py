@@ -29,10 +29,10 @@ ONE_BY_ONE = replace(FEATURES, batch_s=1e-3)
 
 
 class Counting:
-    """Extracts, counts utterances, and is killed at a given one."""
+    """Extracts, counts utterances and frames, and is killed at a given one."""
 
     def __init__(self, killed_at: int | None = None) -> None:
-        self.utterances = 0
+        self.utterances = self.frames = 0
         self.largest_s = 0.0
         self.killed_at = killed_at
 
@@ -42,7 +42,9 @@ class Counting:
             if self.utterances == self.killed_at:
                 raise KeyboardInterrupt
         self.largest_s = max(self.largest_s, waveform_BS.numel() / 16_000)
-        return extract(waveform_BS, lengths)
+        frames_PD = extract(waveform_BS, lengths)
+        self.frames += len(frames_PD)
+        return frames_PD
 
     def features(self, batch_s: float = 20) -> Features:
         return replace(FEATURES, extract=self, batch_s=batch_s)

@@ -9,6 +9,8 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.errors import DataError
 from ossicle.data.audio import decode
 from ossicle.data.index import DatasetIndex
+from ossicle.stage.frames import num_frames
+from ossicle.stage.sampling import SPREAD
 from ossicle.stage.statistics import feature_moments
 from tests.stage.features import FEATURES, Counting, alone
 
@@ -32,13 +34,20 @@ def test_no_more_utterances_are_read_than_hold_what_is_wanted_and_the_seed_says_
     counting = Counting()
     first, _ = feature_moments(replace(FEATURES, extract=counting), [index], 400, seed=0)
     assert 0 < counting.utterances < index.num_utterances / 2
-    both = Counting()
-    dev = DatasetIndex.load(synthetic_dataset, "dev")
-    feature_moments(replace(FEATURES, extract=both), [index, dev], 400, seed=0)
-    assert both.utterances <= counting.utterances + 1  # shared out over the splits, and each begins one
     again, other = (feature_moments(FEATURES, [index], 400, seed=seed)[0] for seed in (0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_what_is_wanted_is_shared_out_over_the_splits_by_what_they_hold(synthetic_dataset: Path) -> None:
+    indexes = [DatasetIndex.load(synthetic_dataset, split) for split in ("train", "dev", "test")]
+    frames = [num_frames(index, FEATURES.clock) for index in indexes]
+    wanted = sum(int(frames_N.sum()) for frames_N in frames) // 3
+    counting = Counting()
+    feature_moments(replace(FEATURES, extract=counting), indexes, wanted, seed=0)
+    # a third of each, and in each the one that is begun and a frame of the sample for which 16 are drawn
+    longest = max(int(frames_N.max()) for frames_N in frames)
+    assert wanted <= counting.frames < wanted + len(indexes) * (longest + SPREAD)
 
 
 def test_data_without_a_frame_are_refused(synthetic_dataset: Path) -> None:
