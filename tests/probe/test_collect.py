@@ -65,3 +65,9 @@ def test_features_that_are_not_finite_stop_the_probe_and_name_the_utterance(clip
 
     with pytest.raises(DataError, match="train-7"):
         collect(Broken(), [clip("7", "train", 0)], keep_frames=False)
+
+
+def test_a_phone_ends_before_its_last_sample() -> None:
+    utterance = Utterance("u", "train", phones=(Phone(0, 100, "a"), Phone(200, 300, "b")))
+    clock = FrameClock(kernel_samples=1, stride_samples=100)  # centres: 0, 100, 200, 300
+    assert phone_of_frames(utterance, clock, 4) == ["a", None, "b", None]

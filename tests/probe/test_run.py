@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,20 @@ def test_the_synthetic_corpus_is_probed_from_its_shards(synthetic_dataset: Path,
     for feature in ("logmel", "mfcc"):
         assert report.errors("phone")[feature] < phone.chance_error - 0.1
     assert {row.task for row in report.summary} >= {"phone", "language"}
+
+
+def test_without_a_test_split_dev_is_tested_on_and_not_chosen_on(synthetic_dataset: Path, tmp_path: Path) -> None:
+    protocol = Protocol(train_s=20, dev_s=10, test_s=15)
+    whole = read_clips(synthetic_dataset, protocol)
+    assert whole.dev is not None
+    copy = tmp_path / "data"
+    shutil.copytree(synthetic_dataset, copy, ignore=shutil.ignore_patterns("test"))
+    clips = read_clips(copy, protocol)
+    assert clips.dev is None
+    dev = [clip.utterance.id for clip in whole.dev]
+    tested = [clip.utterance.id for clip in clips.test]
+    assert tested[: len(dev)] == dev
+    assert 0 < sum(len(clip.waveform_S) for clip in whole.dev) <= 10 * 16_000
+    shutil.rmtree(copy / "dev")
+    with pytest.raises(DataError, match="neither a split"):
+        read_clips(copy, protocol)

@@ -126,3 +126,16 @@ def test_the_first_head_with_the_least_error_on_the_frames_to_choose_on_is_taken
     assert (head, error) == (good, 0)
     head, error = _least_error(iter([bad]), x, frames)  # ty: ignore[invalid-argument-type]
     assert error == pytest.approx(2 / 3)
+
+
+def test_what_is_left_out_to_choose_on_has_no_part_in_the_head(
+    splits: Callable[..., Splits[tuple[Clip, ...]]], planted: Callable[..., Featurizer]
+) -> None:
+    sets = collected(planted("p", informative=0, num_layers=1), splits(dev=False))
+    task = FramePhones(HeadTraining(epochs=0))  # the discriminant alone: nothing is chosen
+    (plain,) = task.run(sets, ("0",), (0,))
+    left_out_P = torch.from_numpy(left_out_tenth(sets.train.utterances)[sets.train.owners])
+    sets.train.frames[:, left_out_P] *= -1_000
+    (other,) = task.run(sets, ("0",), (0,))
+    assert other.errors_U.tolist() == plain.errors_U.tolist()
+    assert other.selection_error > plain.selection_error

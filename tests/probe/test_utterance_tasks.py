@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ossicle.data.utterance import Utterance
 from ossicle.probe.collect import Clip, FeatureSet, collect
 from ossicle.probe.features import Featurizer, LogMelFeatures
+from ossicle.probe.pooled import Standardisation, fit_ridge
 from ossicle.probe.tasks import Splits
-from ossicle.probe.utterance_tasks import Language, Speaker
+from ossicle.probe.utterance_tasks import Language, Speaker, _Data, _fit_and_test, _Vectors
 
 
 def collected(featurizer: Featurizer, clips: Splits[tuple[Clip, ...]]) -> Splits[FeatureSet]:
@@ -30,6 +32,10 @@ def test_utterances_are_told_apart_by_the_layer_that_knows(
 ) -> None:
     clips = splits(48, dev=dev)
     outcomes = list(task.run(collected(planted("planted"), clips), ("0", "1", "2"), (0, 1)))
+    named = Splits(
+        *(found and tuple(clip.utterance for clip in found) for found in (clips.train, clips.test, clips.dev))
+    )
+    assert {o.num_train for o in outcomes} == {round(0.9 * len(task.divide(named).train))}
     errors = {layer: np.mean([o.errors_U.mean() for o in outcomes if o.layer == layer]) for layer in ("0", "1", "2")}
     assert errors["1"] < 0.1
     assert min(errors["0"], errors["2"]) > 0.25
@@ -86,3 +92,19 @@ def test_a_layer_that_is_alike_for_all_utterances_is_not_asked(clip: Callable[..
     outcomes = list(Speaker().run(sets, LogMelFeatures().layers, (0,)))
     assert [o.layer for o in outcomes] == ["raw"]
     assert outcomes[0].errors_U.mean() == 0
+
+
+def test_of_equal_strengths_the_strongest_is_taken_on_scales_of_the_training_vectors() -> None:
+    draws = torch.Generator().manual_seed(0)
+    train_y, test_y = torch.arange(8) % 2, torch.arange(200) % 2
+    train, test = torch.randn(8, 60, generator=draws), 3 * torch.randn(200, 60, generator=draws) + 2
+    train[:, 0] += 4 * train_y
+    test[:, 0] += 12 * test_y
+    vectors = _Vectors(train, train, test)  # every strength tells the training vectors apart
+    found = _fit_and_test(vectors, _Data(vectors, (train_y, train_y, test_y), 2), np.arange(8), layer="0", seed=0)
+    scaling = Standardisation.fit(train)
+    predicted_KU = fit_ridge(scaling.apply(train), train_y, 2).predict(scaling.apply(test))
+    wrong_KU = (predicted_KU != test_y).numpy()
+    assert (wrong_KU[0] != wrong_KU[-1]).any()
+    assert (found.selection_error, found.num_train) == (0, 8)
+    assert found.errors_U.astype(bool).tolist() == wrong_KU[-1].tolist()

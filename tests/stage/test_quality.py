@@ -6,11 +6,13 @@ import pytest
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
+from ossicle.core.clock import FrameClock
 from ossicle.core.errors import DataError
 from ossicle.data.index import DatasetIndex
 from ossicle.data.labels import LabelSet
+from ossicle.data.utterance import Phone, Utterance
 from ossicle.stage.labelling import make_labels
-from ossicle.stage.quality import agreement, has_phones, label_quality
+from ossicle.stage.quality import agreement, count_pairs, has_phones, label_quality
 from tests.stage.features import CLOCK, FEATURES, RECIPE
 
 
@@ -58,3 +60,9 @@ def test_labels_of_other_data_have_no_quality(index: DatasetIndex, synthetic_dat
     labels = LabelSet.load(make_labels(index, FEATURES, tmp_path, RECIPE))
     with pytest.raises(DataError, match="other data"):
         label_quality(labels, DatasetIndex.load(synthetic_dataset, "test"))
+
+
+def test_a_frame_at_the_end_of_a_phone_is_not_of_it() -> None:
+    utterance = Utterance("u", "train", phones=(Phone(0, 100, "a"), Phone(200, 300, "b")))
+    clock = FrameClock(kernel_samples=1, stride_samples=100)  # centres: 0, 100, 200, 300
+    assert count_pairs([(utterance, np.array([5, 6, 7, 8]))], clock) == {("a", 5): 1, ("b", 7): 1}
