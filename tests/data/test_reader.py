@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,19 @@ def test_workers_import_neither_lightning_nor_hydra() -> None:
         "assert not {'lightning', 'hydra', 'omegaconf', 'torchaudio', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_crops_start_depends_on_seed_and_position_and_what_is_read_is_counted(
+    ramps: Path, reader_of: Callable[..., BatchReader], plan_of: Callable[[DatasetIndex], Plan]
+) -> None:
+    index = DatasetIndex.load(ramps, "train")
+    reader, other = reader_of(index), reader_of(index)
+    other.seed = reader.seed + 1
+    plan = plan_of(index)
+    spec = next(spec for spec in map(plan.batch, range(20)) if spec.bucket == 0)
+    starts = reader.read(spec).starts_B.tolist()
+    assert len(set(starts)) > 1
+    assert reader.read(spec).starts_B.tolist() == starts
+    assert reader.read(replace(spec, position=spec.position + 1)).starts_B.tolist() != starts
+    assert other.read(spec).starts_B.tolist() != starts
+    assert (reader.quarantine.num_seen, reader.quarantine.num_bad) == (3 * len(starts), 0)

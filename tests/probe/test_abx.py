@@ -40,6 +40,11 @@ def test_the_error_is_that_of_the_frames_of_the_test_split(
     expected = abx(sets.test.frames[0], tokens, task.setting)
     assert outcome.errors_U.mean() == pytest.approx(expected.error)
     assert len(outcome.errors_U) == len(expected.pairs)
+    assert sets.dev is not None
+    counts = np.diff(sets.dev.offsets).tolist()
+    tokens = tokens_of(sets.dev.utterances, counts, sets.dev.clock, any_context=False)
+    assert outcome.selection_error == pytest.approx(abx(sets.dev.frames[0], tokens, task.setting).error)
+    assert outcome.selection_error != pytest.approx(expected.error)
 
 
 def test_data_without_phones_or_without_other_speakers_are_left_out(

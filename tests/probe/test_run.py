@@ -116,3 +116,16 @@ def test_without_a_test_split_dev_is_tested_on_and_not_chosen_on(synthetic_datas
     shutil.rmtree(copy / "dev")
     with pytest.raises(DataError, match="neither a split"):
         read_clips(copy, protocol)
+
+
+def test_a_dev_split_without_a_usable_utterance_is_none(
+    tmp_path: Path, splits: Callable[..., Splits[tuple[Clip, ...]]], planted: Callable[..., Featurizer]
+) -> None:
+    clips = splits()
+    short = tuple(Clip(clip.utterance, clip.waveform_S[:9]) for clip in clips.train[:2])
+    report = run_probe(
+        [planted("p", 1, 0)], Splits(clips.train, clips.test, short), [FramePhones(QUICK)], out_dir=tmp_path,
+        protocol=Protocol(seeds=(0,)),
+    )  # fmt: skip
+    assert report.tasks[0].selected_on.startswith("a tenth")
+    assert report.protocol["dev_utterances"] == 0
