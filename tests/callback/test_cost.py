@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from lightning import Trainer
+from torch import nn
 
 from ossicle.callback.checkpoints import Checkpoints
 from ossicle.callback.cost import CostMeter
@@ -75,3 +76,13 @@ def test_cost_accumulates_over_resumptions_and_lost_steps_count(tmp_path: Path) 
     third = CostCard.read(tmp_path / "cost.json")
     assert third.audio_hours.value is not None
     assert third.audio_hours.value * 3600 == pytest.approx(audio_s(range(8)) + audio_s(range(2)))
+
+
+def test_only_what_is_trained_counts_as_parameters(tmp_path: Path) -> None:
+    def frozen() -> nn.Module:
+        return nn.Conv1d(1, 8, 400, 320).requires_grad_(requires_grad=False)
+
+    _, system = toy_run(tmp_path, CALLBACKS, max_steps=1, frontend=frozen)
+    assert isinstance(system, nn.Module)
+    trained = sum(p.numel() for name, p in system.named_parameters() if "frontend" not in name)
+    assert read_json(tmp_path / "cost.json")["params"]["value"] == trained

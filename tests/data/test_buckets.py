@@ -182,6 +182,12 @@ def test_no_crop_is_shorter_than_the_shortest_that_was_asked_for() -> None:
     assert (rule.min_samples, rule.max_samples) == (640, 16_320)  # multiples of 320 within [480, 16,480]
 
 
+def test_what_is_heard_less_than_once_an_epoch_still_has_a_shape() -> None:
+    heard = np.zeros(11)
+    heard[[5, 10]] = 0.2
+    assert shapes_of(heard, Pieces(3_200, 320, 1.0), num_shapes=2, batch_s=0.1).lengths == (1_600, 3_200)
+
+
 def test_an_impossible_share_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_cut"):
         choose_shapes(np.array([32_000]), max_crop_s=4, min_crop_s=1, num_shapes=2, batch_s=8, max_cut=1.5)
