@@ -12,6 +12,7 @@ from ossicle.core.clock import FrameClock
 from ossicle.core.errors import ConfigError, DataError
 from ossicle.core.world import World
 from ossicle.data.index import DatasetIndex
+from ossicle.data.loader import PlannedBatches
 from ossicle.data.module import ShardData
 
 CLOCK = FrameClock().then(400, 320)
@@ -178,3 +179,11 @@ def test_what_an_epoch_leaves_unheard_is_known(ramps: Path) -> None:
     assert data.unused_fraction == pytest.approx(1 - heard / samples.sum())
     whole = module_of(ramps, min_crop_s=0.3, max_cut=0.0, num_shapes=8)
     assert whole.unused_fraction < 0.15 < module_of(ramps, min_crop_s=0.3, num_shapes=8).unused_fraction
+
+
+def test_crops_start_where_the_seed_of_the_run_says(ramps: Path) -> None:
+    data = module_of(ramps, seed=7)
+    data.set_clock(CLOCK)
+    batches = data.train_dataloader().dataset
+    assert isinstance(batches, PlannedBatches)
+    assert batches.reader.seed == 7
