@@ -70,11 +70,11 @@ def test_its_gradients_pass_gradcheck() -> None:
 
 
 def test_its_parameters_and_products_are_those_of_the_formula() -> None:
-    dim, states, kernel, frames = 24, 5, 3, 700
+    dim, states, kernel, expand, frames = 24, 5, 3, 3, 700
     with torch.device("meta"):
-        mixer = Mamba(dim, state_dim=states, kernel=kernel).eval()
+        mixer = Mamba(dim, state_dim=states, kernel=kernel, expand=expand).eval()
         x_BTD = torch.empty(2, frames, dim)
-    inner, rank = 2 * dim, 2
+    inner, rank = expand * dim, 2
     maps = 3 * dim * inner + inner * (rank + 2 * states) + rank * inner
     rest = inner * kernel + inner + inner + inner * states + inner
     assert sum(p.numel() for p in mixer.parameters()) == 2 * (maps + rest)
