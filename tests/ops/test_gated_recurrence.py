@@ -72,6 +72,15 @@ def test_long_rows_in_segments_are_torchs_gru_in_states_and_gradients(
             torch.testing.assert_close(ours, its, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_long_row_of_an_lstm_is_torchs_own(bidirectional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = layer("LSTM", bidirectional=bidirectional)
+    monkeypatch.setattr("ossicle.ops.gated_recurrence.LONG", 4)
+    monkeypatch.setattr("ossicle.ops.gated_recurrence.SEGMENT", 4)
+    x_BTD = torch.randn(3, 11, 6)
+    assert torch.equal(gated_recurrence("LSTM", x_BTD, list(theirs.parameters())), theirs(x_BTD)[0])
+
+
 def _kept(frames: int) -> int:
     """Numbers a frame that autograd keeps of a GRU of six units each way."""
     weights = list(layer("GRU", bidirectional=True).parameters())
@@ -105,6 +114,14 @@ def test_it_computes_in_float32_under_autocast(kind: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         states = gated_recurrence(kind, x_BTD.bfloat16().float(), weights)
     assert torch.equal(states, gated_recurrence(kind, x_BTD.bfloat16().float(), weights))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_bfloat16_is_computed_and_said_in_float32(kind: str) -> None:
+    half = [weight.bfloat16() for weight in layer(kind, bidirectional=True).parameters()]
+    x_BTD = torch.randn(2, 5, 6).bfloat16()
+    expected = gated_recurrence(kind, x_BTD.float(), [weight.float() for weight in half])
+    assert torch.equal(gated_recurrence(kind, x_BTD, half), expected)  # which asks for the same type
 
 
 @pytest.mark.parametrize("kind", GATES)
