@@ -114,7 +114,7 @@ def test_nothing_is_dropped_in_evaluation_nor_where_the_rate_is_zero(name: str) 
 
 
 @pytest.mark.parametrize("name", takers("layer_drop"))
-def test_blocks_are_skipped_as_often_as_stated(name: str) -> None:
+def test_blocks_are_skipped_as_often_as_stated_and_in_training_alone(name: str) -> None:
     ran: list[int] = []
     for rate in (0.999, 0.0):
         built = encoder(name, layer_drop=rate)
@@ -123,3 +123,7 @@ def test_blocks_are_skipped_as_often_as_stated(name: str) -> None:
         torch.manual_seed(0)
         built(torch.randn(1, FRAMES, built.input_dim))
         assert len(ran) == (0 if rate else len(built.blocks))
+        if rate:
+            built.eval()(torch.randn(1, FRAMES, built.input_dim))
+            assert len(ran) == len(built.blocks)
+            ran.clear()

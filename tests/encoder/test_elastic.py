@@ -11,6 +11,7 @@ from ossicle.encoder.transformer import Transformer
 from ossicle.meter.flops import count_macs
 from ossicle.mixer.attention import Attention
 from ossicle.mixer.pattern import Pattern
+from ossicle.ops.attention_backends import BACKENDS
 from ossicle.ops.packing import Packing
 
 UNLIKE = Subnet(24, (4, 2, 3), (48, 16, 36))
@@ -123,6 +124,30 @@ def test_every_draw_trains_in_bfloat16_and_runs_on_the_meta_device() -> None:
         assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
         assert twin(torch.empty(2, 9, 32, device="meta")).last_BTD.shape == (2, 9, 32)
     assert len(seen) > 6
+
+
+def elastic_block(**attention: object) -> nn.Module:
+    """The one block of a supernet that drops nothing outside of its attention."""
+    mixer = partial(Attention, num_heads=2, **attention)
+    sizes = {"dims": (16,), "heads": (2,), "ffn_ratios": (2.0,), "depths": (1,), "position_groups": 4}
+    return Elastic(mixer, dropout=0.0, **sizes).blocks[0]
+
+
+def test_the_weights_of_its_attention_are_dropped_in_training_alone() -> None:
+    block, x_BTD = elastic_block(dropout=0.5), torch.randn(2, 9, 16)
+    assert (block.train()(x_BTD) != block(x_BTD)).any(-1).all()
+    assert torch.equal(block.eval()(x_BTD), block(x_BTD))
+
+
+def test_the_kernel_that_is_named_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for kind in map(type, BACKENDS.values()):
+        real = kind.dense
+        monkeypatch.setattr(
+            kind, "dense", lambda self, *args, real=real, **more: (ran.append(self.name), real(self, *args, **more))[1]
+        )
+    elastic_block(dropout=0.0, backend="reference")(torch.randn(2, 9, 16))
+    assert set(ran) == {"reference"}
 
 
 @SUBNETS
