@@ -160,12 +160,14 @@ def test_kept_frames_alone_are_encoded_at_the_places_that_they_had() -> None:
     torch.testing.assert_close(encoder(x_BTD, kept_BM=kept_BM).last_BTD, expected)
 
 
-def test_positions_of_several_convolutions_are_those_of_the_utterance_alone() -> None:
+@pytest.mark.parametrize("position_layers", [2, 3])
+def test_positions_of_several_convolutions_are_those_of_the_utterance_alone(position_layers: int) -> None:
     torch.manual_seed(0)
     encoder = Transformer(
         functools.partial(Attention, num_heads=2), dim=16, num_layers=1, ffn_dim=32, position_kernel=7,
-        position_groups=4, position_layers=3,
+        position_groups=4, position_layers=position_layers,
     ).eval()  # fmt: skip
+    assert sum(isinstance(part, torch.nn.Conv1d) for part in encoder.position.modules()) == position_layers
     lengths = [30, 17, 2]
     rows = [torch.randn(length, 16) for length in lengths]
     padded_BTD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1e3)

@@ -1,4 +1,5 @@
 import torch
+from torch import nn
 from torchaudio.models.wav2vec2.components import FeedForward as Theirs
 
 from ossicle.layer.feed_forward import FeedForward
@@ -26,3 +27,10 @@ def test_weights_start_small_and_biases_at_zero() -> None:
     layer = FeedForward(64, 256)
     assert abs(layer.expand.weight.std().item() - 0.02) < 0.001
     assert not layer.contract.bias.any()
+
+
+def test_a_map_that_stands_in_place_of_the_first_one_has_the_same_gelu_after_it() -> None:
+    layer, x_BTD = FeedForward(8, 16).eval(), torch.randn(2, 5, 8)
+    expected = layer(x_BTD)
+    layer.expand = nn.Sequential(layer.expand)  # as one in float8, or with an adapter
+    torch.testing.assert_close(layer(x_BTD), expected)

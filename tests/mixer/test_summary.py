@@ -136,6 +136,16 @@ def test_a_fading_mean_costs_a_block_of_products_a_frame() -> None:
     assert more == 2 * (dim + 1) * (frames * block + (frames // block - 1) ** 2)
 
 
+@pytest.mark.parametrize("kind", ["mean", "fast"])
+def test_a_map_that_stands_in_place_of_the_last_one_has_the_same_gelu_after_it(kind: str) -> None:
+    mixer = build({"kind": kind})
+    x_BTD = torch.randn(2, 5, DIM, dtype=torch.float64)
+    expected = mixer(x_BTD)
+    assert mixer.combine is not None
+    mixer.combine = torch.nn.Sequential(mixer.combine)  # as one in float8, or with an adapter
+    torch.testing.assert_close(mixer(x_BTD), expected)
+
+
 def test_what_is_combined_is_dropped_only_in_training() -> None:
     mixer = Summary(DIM, num_heads=HEADS, dropout=0.5)
     x_BTD = torch.randn(1, 9, DIM)
