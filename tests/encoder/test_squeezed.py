@@ -167,3 +167,12 @@ def test_norm_and_dropout_before_the_first_block_are_left_out_only_where_norms_f
     assert isinstance(encoder.norm, nn.LayerNorm) == kept
     entered = [encoder(torch.ones(1, 400, 16), layers=True).layers[0] for _ in range(2)]
     assert torch.equal(*entered) == (not kept)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_every_norm_adds_to_the_variance_what_is_named(norm_first: bool) -> None:
+    encoder = Squeezed(
+        partial(Attention, num_heads=2), dim=16, num_layers=2, ffn_dim=32, position_groups=4, norm_first=norm_first,
+        norm_eps=1e-3,
+    )  # fmt: skip
+    assert [part.eps for part in encoder.modules() if isinstance(part, nn.LayerNorm)] == [1e-3] * 5

@@ -43,6 +43,14 @@ def test_it_equals_transformers_roformer_with_padding_and_without(backend: str) 
     torch.testing.assert_close(mixer(x_BTD, valid_BT)[valid_BT], theirs[valid_BT], atol=1e-5, rtol=1e-5)
 
 
+def test_packed_utterances_are_turned_by_the_base_that_is_named() -> None:
+    mixer = noisy(Rotary(DIM, HEADS, base=50.0)).double()
+    utterances = [torch.randn(length, DIM, dtype=torch.float64) for length in (5, 9)]
+    edges = torch.tensor([0, 5, 14], dtype=torch.int32)
+    expected = torch.cat([mixer(x_TD[None])[0] for x_TD in utterances])
+    torch.testing.assert_close(mixer.packed(torch.cat(utterances), edges, 9), expected)
+
+
 def test_it_equals_a_loop_in_float64() -> None:
     mixer = noisy(Rotary(DIM, HEADS, base=50.0)).double()
     x_TD = torch.randn(7, DIM, dtype=torch.float64)
