@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from typing_extensions import override
 from ossicle.core.batch import Batch, EncoderOutput, Frames
 from ossicle.core.clock import FrameClock
 from ossicle.layer.speech_encoder import SpeechEncoder
-from ossicle.ops.masking import gather_frames
+from tests.objective.stand_in import encodes
 
 
 class Toy(SpeechEncoder):
@@ -37,16 +38,8 @@ class Toy(SpeechEncoder):
         return self.project(features_BTC)
 
     @override
-    def encode(
-        self,
-        x_BTD: Tensor,
-        valid_BT: Tensor | None = None,
-        *,
-        read_BM: Tensor | None = None,
-        layers: bool = False,
-    ) -> EncoderOutput:
-        encoded_BTD = x_BTD + functional.gelu(self.encoder(x_BTD.transpose(1, 2))).transpose(1, 2)
-        return EncoderOutput(encoded_BTD if read_BM is None else gather_frames(encoded_BTD, read_BM))
+    def encode(self, x_BTD: Tensor, valid_BT: Tensor | None = None, **asked: Any) -> EncoderOutput:
+        return encodes(lambda x: x + functional.gelu(self.encoder(x.transpose(1, 2))).transpose(1, 2))(x_BTD, **asked)
 
     @override
     def forward(self, waveform_BS: Tensor, lengths_B: Tensor | None = None, *, layers: bool = False) -> EncoderOutput:

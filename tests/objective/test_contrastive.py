@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from ossicle.layer.mask import EmbeddingMask, NoiseMask
 from ossicle.layer.projection import MLPProjection
 from ossicle.layer.speech_encoder import SpeechEncoder
 from ossicle.objective.contrastive import Contrastive
-from ossicle.ops.masking import gather_frames, mask_indices, masked_flags
+from ossicle.ops.masking import mask_indices, masked_flags
 from ossicle.ops.negatives import sample_negatives
 from ossicle.target.gumbel import GumbelQuantiser
 from tests.objective.stand_in import encodes
@@ -69,16 +70,8 @@ class Theirs(SpeechEncoder):
         return self.theirs.wav2vec2.feature_projection.projection(features_BTC)
 
     @override
-    def encode(
-        self,
-        x_BTD: Tensor,
-        valid_BT: Tensor | None = None,
-        *,
-        read_BM: Tensor | None = None,
-        layers: bool = False,
-    ) -> EncoderOutput:
-        encoded_BTD = self.theirs.wav2vec2.encoder(x_BTD).last_hidden_state
-        return EncoderOutput(encoded_BTD if read_BM is None else gather_frames(encoded_BTD, read_BM))
+    def encode(self, x_BTD: Tensor, valid_BT: Tensor | None = None, **asked: Any) -> EncoderOutput:
+        return encodes(lambda x: self.theirs.wav2vec2.encoder(x).last_hidden_state)(x_BTD, **asked)
 
     @override
     def forward(self, waveform_BS: Tensor, lengths_B: Tensor | None = None, *, layers: bool = False) -> EncoderOutput:

@@ -98,8 +98,8 @@ class TransformerBlock(Block):
 
     @override
     def packed(self, x_PD: Float[Tensor, "P D"], packing: Packing) -> Float[Tensor, "P D"]:
-        mix = lambda y_PD: self.mixer.packed(y_PD, packing.cu_seqlens, packing.max_frames)  # noqa: E731
-        return self.mapped(self.mixed(x_PD, mix))
+        x_PD = self.mixed(x_PD, lambda y_PD: self.mixer.packed(y_PD, packing.cu_seqlens, packing.max_frames))
+        return self.mapped(x_PD)
 
 
 @final

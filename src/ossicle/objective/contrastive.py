@@ -134,10 +134,8 @@ class Contrastive(MaskingObjective):
         hidden_BMC = self.feature_dropout(gather_frames(normalised_BTC, masked_BM))
         quantised = self.target(hidden_BMC, seed=seed, position=batch.position, step=step)
         embedded_BTD = embed_masked(self.mask, model, normalised_BTC, masked_BM, batch, seed=seed)
-        if self.reads_layers:
-            encoded = model.encode(embedded_BTD, layers=True)
-        else:
-            encoded = model.encode(embedded_BTD, read_BM=masked_BM)
+        read_BM = None if self.reads_layers else masked_BM
+        encoded = model.encode(embedded_BTD, read_BM=read_BM, layers=self.reads_layers)
         loss_sum, logs = self.tell_apart(self.context(encoded, masked_BM), quantised, negatives_BMN)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         if self.penalty_weight:

@@ -99,10 +99,7 @@ class MaskedCodebooks(TaughtObjective[OnlineCodebook], MaskingObjective):
         wanted_KBT = self.target.codes(batch, features_BTC, masked_BM)
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
         alone = not (self.reads_layers or self.unmasked_weight)
-        if alone:
-            encoded = model.encode(embedded_BTD, read_BM=masked_BM)
-        else:
-            encoded = model.encode(embedded_BTD, layers=self.reads_layers)
+        encoded = model.encode(embedded_BTD, read_BM=masked_BM if alone else None, layers=self.reads_layers)
         loss_sum, right, predicted_KP, chosen_KP = self._classify(encoded, wanted_KBT, masked_BM, alone=alone)
         count = loss_sum.new_full((), float(masked_BM.numel()))
         logs: dict[str, Metric] = {

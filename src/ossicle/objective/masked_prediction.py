@@ -108,13 +108,10 @@ class MaskedPrediction(MaskingObjective):
                 "make the labels with the clock of this model's frontend",
             )
         embedded_BTD = embed_masked(self.mask, model, model.normalise(features_BTC), masked_BM, batch, seed=seed)
-        if self.unmasked_weight or self.reads_layers:
-            # layers are asked for only where they are read: keeping every layer's output costs memory
-            output = model.encode(embedded_BTD, layers=self.reads_layers)
-            masked_BMD = gather_frames(output.last_BTD, masked_BM)
-        else:
-            output = model.encode(embedded_BTD, read_BM=masked_BM)
-            masked_BMD = output.last_BTD
+        # frames and layers are asked for only where they are read: the one costs operations, the other memory
+        read_BM = None if self.unmasked_weight or self.reads_layers else masked_BM
+        output = model.encode(embedded_BTD, read_BM=read_BM, layers=self.reads_layers)
+        masked_BMD = gather_frames(output.last_BTD, masked_BM) if read_BM is None else output.last_BTD
         masked = self._classify(masked_BMD, labels_BT, masked_BM)
         loss_sum, count = self.masked_weight * masked.loss_sum, masked.count
         logs: dict[str, Metric] = {

@@ -257,6 +257,7 @@ void attend_backward(const Given<Real>& given, const Wanted<Real>& wanted, const
     Matrix<Real> keys(s.frames, s.padded), values(s.frames, s.padded);
     Matrix<Real> queries(s.queries, s.padded), grads(s.queries, s.padded), made(s.queries, s.padded);
     std::vector<float> scores(s.queries * KEYS), grad_weights(s.queries * KEYS), grad_queries(s.queries * s.padded);
+    std::vector<float> means(s.queries);
     std::vector<float> grad_keys((s.frames + MOST_ROWS) * s.padded), grad_values((s.frames + MOST_ROWS) * s.padded);
     std::vector<Value> weights(s.queries * KEYS), grad_scores(s.queries * KEYS);
     std::vector<Element> weights_space, grad_scores_space;
@@ -276,6 +277,13 @@ void attend_backward(const Given<Real>& given, const Wanted<Real>& wanted, const
         made.read(given.out.at(row, head) + start * given.out.frame, given.out.frame, count, s.width);
         const Element *queries_down = queries.down(count), *grads_down = grads.down(count);
         std::fill(grad_queries.begin(), grad_queries.end(), 0.0f);
+        for (int64_t i = 0; i < count; ++i) {  // of a query's gradients of weights, each by its weight
+          float mean = 0.0f;
+#pragma omp simd reduction(+ : mean)
+          for (int64_t j = 0; j < s.padded; ++j)
+            mean += widen(made.rows[i * s.padded + j]) * widen(grads.rows[i * s.padded + j]);
+          means[i] = mean;
+        }
         for (int64_t from = 0; from < s.frames; from += KEYS) {
           const int64_t here = std::min(KEYS, s.frames - from), width = rounded_up(here, WIDTH);
           const uint8_t* real = valid == nullptr ? nullptr : valid + row * s.frames + from;
@@ -283,14 +291,10 @@ void attend_backward(const Given<Real>& given, const Wanted<Real>& wanted, const
           product(grads.left(), values_across + from, s.columns, grad_weights.data(), KEYS, filled, width, keys.depth,
                   false);
           for (int64_t i = 0; i < count; ++i) {
-            float mean = 0.0f;
-#pragma omp simd reduction(+ : mean)
-            for (int64_t j = 0; j < s.padded; ++j)
-              mean += widen(made.rows[i * s.padded + j]) * widen(grads.rows[i * s.padded + j]);
             Value* slope = grad_scores.data() + i * KEYS;
             scale_scores(scores.data() + i * KEYS, real, here, width, s.temperature);
             slopes(scores.data() + i * KEYS, grad_weights.data() + i * KEYS, stats + (pair * s.frames + start + i) * 2,
-                   mean, width, drop, pair * s.frames + start + i, from, weights.data() + i * KEYS, slope);
+                   means[i], width, drop, pair * s.frames + start + i, from, weights.data() + i * KEYS, slope);
             if (real != nullptr)  // where no key is real, all have weight
               for (int64_t c = 0; c < here; ++c) slope[c] = real[c] ? slope[c] : Value(0);
           }
